@@ -1,0 +1,187 @@
+"""Combiners: the gradients of the terms become one direction. Signs, norms and projections live here, never in a loss.
+
+Every combiner is a :class:`~jaxunlearn.types.Combine` and sees gradients that are already means over examples,
+micro-batches and devices: combining is not linear, so it must come last. Norms are over the whole tree. The direction is
+a gradient to *descend*.
+
+With ``s = forget_sign`` (-1: the forget loss is ascended):
+
+=================  ==========================================================================
+``weighted_sum``   sum of weight * gradient
+``fixed_norm``     g_keep + s c / |g_forget| g_forget
+``relative_norm``  fixed_norm with c = rho |g_keep|
+``erasediff``      g_keep + max(eta - <g_keep, g_forget> / |g_forget|^2, 0) g_forget
+=================  ==========================================================================
+
+A forget gradient of norm zero gives a zero forget part, never NaN: a batch may hold no example inside a time window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn.types import Array, Combine, PyTree
+
+Scalar = float | Callable[[Array], Array]
+"""A number, or a function of the optimiser step (any optax schedule)."""
+
+TINY = 1e-20
+"""Norms up to this count as zero; float32 squares underflow near it."""
+
+
+def _at(value: Scalar, step: Array) -> Array:
+    return value(step) if callable(value) else value
+
+
+def _no_state(params: PyTree) -> tuple:
+    return ()
+
+
+def _need(grads: dict[str, PyTree], names: tuple[str, ...], who: str) -> list[PyTree]:
+    if set(grads) != set(names):
+        raise ValueError(f"{who} combines the terms {sorted(names)}, but the objective has {sorted(grads)}")
+    return [grads[name] for name in names]
+
+
+def tree_dot(a: PyTree, b: PyTree) -> Array:
+    """Inner product of two trees of equal structure, in float32 or wider."""
+    products = jax.tree.map(lambda x, y: jnp.vdot(x.ravel(), y.ravel()), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def _add_scaled(a: PyTree, scale: Array, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x + (scale * y).astype(x.dtype), a, b)
+
+
+def _reciprocal(x: Array) -> Array:
+    """1/x, and 0 where x counts as zero."""
+    return jnp.where(x > TINY, 1 / jnp.where(x > TINY, x, 1), 0)
+
+
+def _scaled_forget(name: str, wanted_norm, forget_sign: int, max_scale: float) -> Combine:
+    if forget_sign not in (-1, 1):
+        raise ValueError(f"forget_sign must be -1 (ascend) or +1 (descend), got {forget_sign}")
+    if not max_scale > 0:
+        raise ValueError(f"max_scale must be positive, got {max_scale}")
+
+    def apply(grads, state, step):
+        keep, forget = _need(grads, ("keep", "forget"), name)
+        keep_norm, forget_norm = optax.global_norm(keep), optax.global_norm(forget)
+        scale = jnp.minimum(wanted_norm(keep_norm, step) * _reciprocal(forget_norm), max_scale)
+        cosine = tree_dot(keep, forget) * _reciprocal(keep_norm) * _reciprocal(forget_norm)
+        metrics = {
+            "grad_norm/keep": keep_norm,
+            "grad_norm/forget": forget_norm,
+            "forget_scale": scale,
+            "grad_cosine": cosine,
+        }
+        return _add_scaled(keep, forget_sign * scale, forget), state, metrics
+
+    return Combine(_no_state, apply, forget_sign)
+
+
+def weighted_sum(**weights: Scalar) -> Combine:
+    """``sum_k weights[k] * g_k`` over exactly the named terms.
+
+    Args:
+      **weights: term name -> number or function of the step. A negative forget weight ascends the forget loss.
+
+    Raises:
+      ValueError: no weight; a weight that is not finite; terms of the objective that differ from the names.
+
+    >>> combine = weighted_sum(keep=1.0, forget=-0.5)
+    >>> direction, _, _ = combine.apply({"keep": jnp.ones(2), "forget": jnp.ones(2)}, (), 0)
+    >>> direction
+    Array([0.5, 0.5], dtype=float32)
+    """
+    if not weights:
+        raise ValueError("weighted_sum needs at least one weight, such as keep=1.0")
+    for name, weight in weights.items():
+        if not callable(weight) and not math.isfinite(weight):
+            raise ValueError(f"the weight of {name!r} must be finite, got {weight}")
+    forget = weights.get("forget", 0.0)
+    if callable(forget):
+        raise ValueError("the forget weight of weighted_sum must be a number: its sign says whether forget is ascended")
+
+    def apply(grads, state, step):
+        trees = _need(grads, tuple(weights), "weighted_sum")
+        direction = jax.tree.map(jnp.zeros_like, trees[0])
+        metrics = {}
+        for name, tree in zip(weights, trees):
+            metrics[f"grad_norm/{name}"] = optax.global_norm(tree)
+            direction = _add_scaled(direction, _at(weights[name], step), tree)
+        return direction, state, metrics
+
+    return Combine(_no_state, apply, (forget > 0) - (forget < 0))
+
+
+def fixed_norm(c: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf) -> Combine:
+    """The forget gradient is rescaled, up or down, to norm c (the ``scaling_norm`` of SISS).
+
+    Args:
+      c: wanted norm of the forget part, not negative. The published values assume errors summed over pixels.
+      forget_sign: -1 to ascend the forget loss (SISS), +1 to descend it.
+      max_scale: upper bound of ``c / |g_forget|``.
+
+    Raises:
+      ValueError: negative c, bad sign or bound.
+    """
+    if not callable(c) and not (math.isfinite(c) and c >= 0):
+        raise ValueError(f"fixed_norm needs a finite c >= 0, got {c}")
+    return _scaled_forget("fixed_norm", lambda keep_norm, step: _at(c, step), forget_sign, max_scale)
+
+
+def relative_norm(rho: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf) -> Combine:
+    """The forget part has exactly rho times the norm of the keep gradient: the recommended default, rho = 0.1.
+
+    For rho < 1 the keep loss falls to first order: ``<g_keep, direction> >= (1 - rho) |g_keep|^2``.
+
+    Raises:
+      ValueError: negative rho, bad sign or bound.
+    """
+    if not callable(rho) and not (math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"relative_norm needs a finite rho >= 0, got {rho}")
+    return _scaled_forget("relative_norm", lambda keep_norm, step: _at(rho, step) * keep_norm, forget_sign, max_scale)
+
+
+def erasediff(eta: Scalar) -> Combine:
+    """EraseDiff's bi-level step: ``g_keep + max(eta - <g_keep, g_forget> / |g_forget|^2, 0) g_forget``.
+
+    The direction's inner product with g_forget is then at least ``eta |g_forget|^2``, so the (descended) forget loss
+    falls. eta is the weight of the constraint, not a learning rate.
+
+    Raises:
+      ValueError: negative eta.
+    """
+    if not callable(eta) and not (math.isfinite(eta) and eta >= 0):
+        raise ValueError(f"erasediff needs a finite eta >= 0, got {eta}")
+
+    def apply(grads, state, step):
+        keep, forget = _need(grads, ("keep", "forget"), "erasediff")
+        keep_norm, forget_norm = optax.global_norm(keep), optax.global_norm(forget)
+        inner = tree_dot(keep, forget)
+        inverse = _reciprocal(forget_norm)
+        scale = jnp.where(forget_norm > TINY, jnp.maximum(_at(eta, step) - inner * inverse * inverse, 0), 0)
+        metrics = {
+            "grad_norm/keep": keep_norm,
+            "grad_norm/forget": forget_norm,
+            "forget_scale": scale,
+            "grad_cosine": inner * inverse * _reciprocal(keep_norm),
+        }
+        return _add_scaled(keep, scale, forget), state, metrics
+
+    return Combine(_no_state, apply, +1)
+
+
+COMBINERS = {
+    "weighted_sum": weighted_sum,
+    "fixed_norm": fixed_norm,
+    "relative_norm": relative_norm,
+    "erasediff": erasediff,
+}
+"""The one registry of combiners: name -> factory."""
