@@ -107,13 +107,17 @@ def pmap_step(step: TrainStep, draw_fn: DrawFn, devices: Sequence[jax.Device] | 
             raise ValueError(f"a batch of {x.shape[0]} does not divide over {len(devices)} devices")
         return jnp.reshape(x, (len(devices), x.shape[0] // len(devices), *x.shape[1:]))
 
+    mesh = make_mesh(devices)
+
     # pmap takes only arrays that already lie where it wants them.
-    @partial(jax.jit, out_shardings=by_example(make_mesh(devices)))
+    @partial(jax.jit, out_shardings=by_example(mesh))
     def shards(key: Array, step: Array, batch: Batch) -> PyTree:
         draw = draw_fn(jax.random.fold_in(key, step), batch)
         return jax.tree.map(split, (batch, draw))
 
     def global_step(state: TrainState, key: Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        # A state from elsewhere and the state of the last step must look alike, or the second step compiles again.
+        state = replicate(state, mesh)
         return mapped(state, *shards(key, state.step, batch))
 
     return global_step
@@ -130,13 +134,14 @@ class InFlight:
         self._outputs: collections.deque[Any] = collections.deque()
         self._depth = depth
 
-    def add(self, output: PyTree) -> None:
-        """Remembers a step's output and blocks on the one ``depth`` steps before it."""
+    def add(self, output: PyTree) -> list[PyTree]:
+        """Remembers a step's output, and returns the outputs that are complete: none, or that of ``depth`` steps before."""
         self._outputs.append(output)
-        if len(self._outputs) > self._depth:
-            jax.block_until_ready(self._outputs.popleft())
+        return [self._complete()] if len(self._outputs) > self._depth else []
 
-    def drain(self) -> None:
-        """Waits for everything."""
-        while self._outputs:
-            jax.block_until_ready(self._outputs.popleft())
+    def drain(self) -> list[PyTree]:
+        """Waits for everything and returns it, oldest first."""
+        return [self._complete() for _ in range(len(self._outputs))]
+
+    def _complete(self) -> PyTree:
+        return jax.block_until_ready(self._outputs.popleft())

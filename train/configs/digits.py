@@ -1,0 +1,68 @@
+"""Unlearns a memorised photograph from a model of handwritten digits. Needs no data, model, network or accelerator.
+
+    python -m train.main
+
+Data: the 1,797 real 8x8 digits that scikit-learn ships, plus copies of one 8x8 grey photograph (china.jpg, also
+scikit-learn's). The duplicates make the model reproduce the photograph, as the T-shirt in the SISS paper.
+"""
+
+from ml_collections import ConfigDict
+
+from train.configs.defaults import defaults, optimizer
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """``digits.py`` is the full run; ``digits.py:smoke`` is a few steps, to see that everything works."""
+    config = defaults()
+    config.name = "digits"
+
+    config.data.name = "digits"
+    config.data.plant.image = "sample:china"
+    config.data.plant.copies = 80
+    config.data.forget.planted = True
+
+    config.model = ConfigDict(
+        dict(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(32, 64),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=16,
+        )
+    )
+
+    config.base.num_steps = 3000
+    config.base.batch_size = 64
+    config.base.ema_max_decay = 0.995
+    config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100)
+
+    config.unlearn.method = "siss"
+    config.unlearn.num_steps = 200
+    config.unlearn.batch_size = 64
+    config.unlearn.optimizer = optimizer(learning_rate=2e-4)
+
+    config.checkpoint.every = 500
+    config.eval.include_images = True  # a public photograph
+    if variant == "smoke":
+        config.name = "digits-smoke"
+        config.base.num_steps = 20
+        config.unlearn.num_steps = 10
+        config.checkpoint.every = 5
+        config.log.every = 5
+        config.log.sample_count = 16
+        config.log.sample_steps = 4
+        config.eval.num_samples = 32
+        config.eval.batch_size = 32
+        config.eval.sampling_steps = 4
+        config.eval.injection_copies = 2
+        config.eval.injection_t = (50, 100)
+        config.eval.loss_noises = 2
+        config.eval.loss_images = 16
+        config.eval.classifier.steps = 30
+    elif variant:
+        raise ValueError(f"digits.py has no variant {variant!r}; it has: smoke")
+    return config

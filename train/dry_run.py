@@ -1,0 +1,60 @@
+"""``--dry_run``: resolves everything, compiles one step on abstract values, writes nothing."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxunlearn.io import diffusers
+from jaxunlearn.io.forget import Split
+from jaxunlearn.parallel import by_example, replicated
+from train.data_summary import shape_problems
+from train.stages import new_model, scheduler_json, unlearning_run
+
+
+def _megabytes(tree) -> float:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e6
+
+
+def dry_run(config: ConfigDict, split: Split, mesh: Mesh) -> str:
+    """Checks model against data and compiles the unlearning step.
+
+    Returns:
+      What the run would be: sizes, devices, batches, bytes.
+
+    Raises:
+      ValueError: the model folder cannot be loaded, or the images do not fit the model.
+    """
+    if config.base.path is None:
+        model = new_model(config)
+    else:
+        model = diffusers.load(config.base.path, config.base.variant, scheduler=scheduler_json(config))
+        problems = shape_problems(model.config.to_dict(), split, "the model's config")
+        if problems:
+            raise ValueError("\n".join(problems))
+    run = unlearning_run(config, model, split, mesh)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), run.state)
+    shape = (config.unlearn.batch_size, *split.images.shape[1:])
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_example(mesh)), run.rows(0))
+    started = time.monotonic()
+    compiled = run.step.lower(state, run.key, rows).compile()
+    seconds = time.monotonic() - started
+    memory = compiled.memory_analysis()
+    per_device = config.unlearn.batch_size // mesh.size
+    trained = f"trained, {config.base.num_steps} steps of {config.base.batch_size}"
+    lines = [
+        f"model: {model.num_params:,} parameters ({_megabytes(run.state.params):.1f} MB), "
+        f"training state {_megabytes(run.state):.1f} MB",
+        f"devices: {mesh.size} ({mesh.devices.flat[0].device_kind})",
+        f"base: {config.base.path or trained}",
+        f"unlearn: {config.unlearn.method}, {config.unlearn.num_steps} steps, global batch {config.unlearn.batch_size}, "
+        f"per device {per_device}, micro-batches {config.unlearn.micro_batches}",
+        f"step compiled in {seconds:.1f} s"
+        + (f", temporaries {memory.temp_size_in_bytes / 1e6:.0f} MB a device" if memory is not None else ""),
+        "dry run: nothing was written",
+    ]
+    return "\n".join(lines)
+

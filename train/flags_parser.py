@@ -1,0 +1,190 @@
+"""Command-line parsing: absl flags and an ml_collections config file, with every mistake told in one line.
+
+absl and ml_collections stop with exit code 1, tracebacks or silence for several kinds of mistakes; here each becomes a
+:class:`UsageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "digits.py"
+STAGES = ("base", "unlearn", "eval", "export")
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config", str(DEFAULT_CONFIG), "Configuration file; FILE:VARIANT passes an argument to it."
+)
+flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config name> by default.")
+flags.DEFINE_enum("mode", None, STAGES, "Stop after this stage; by default all stages whose result is missing are run.")
+flags.DEFINE_bool("dry_run", False, "Check everything, compile one step, write nothing.")
+flags.DEFINE_bool("print_config", False, "Print the resolved configuration and exit.")
+flags.DEFINE_enum("distributed", "auto", ("auto", "on", "off"), "Whether this is one of several processes.")
+flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where it is not found by itself.")
+flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator_address.")
+flags.DEFINE_integer("process_id", None, "Number of this process, with --coordinator_address.")
+
+
+class UsageError(Exception):
+    """The command line is wrong. ``str`` is what to tell the user: one line per problem."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What was asked for."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mode: str | None
+    dry_run: bool
+    print_config: bool
+    help: bool
+    command: tuple[str, ...]
+
+
+def _flat_keys(config: ConfigDict, prefix: str = "config") -> list[str]:
+    keys = []
+    for key in config:
+        path = f"{prefix}.{key}"
+        keys.extend(_flat_keys(config[key], path) if isinstance(config[key], ConfigDict) else [path])
+    return keys
+
+
+def _config_of(argv: Sequence[str]) -> tuple[pathlib.Path, str]:
+    """The config file that is asked for and its variant, without executing it."""
+    value = str(DEFAULT_CONFIG)
+    for i, argument in enumerate(argv):
+        if argument in ("--config", "-config") and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif argument.startswith(("--config=", "-config=")):
+            value = argument.split("=", 1)[1]
+    path, _, variant = value.partition(":")
+    return pathlib.Path(path), variant
+
+
+def _override_problem(argv: Sequence[str], config: ConfigDict) -> str | None:
+    """What is wrong with the first ``--config.a.b=value`` whose key does not exist."""
+    known = _flat_keys(config)
+    for argument in argv:
+        if not argument.startswith("--config.") and not argument.startswith("--noconfig."):
+            continue
+        key = argument.lstrip("-").split("=", 1)[0].removeprefix("no")
+        if key in known:
+            continue
+        parents = [".".join(key.split(".")[:i]) for i in range(2, key.count(".") + 1)]
+        for parent in parents:
+            if parent in known:
+                return f"--{key}: {parent} is a value, not a group"
+        if any(path.startswith(key + ".") for path in known):
+            members = ", ".join(path for path in known if path.startswith(key + "."))
+            return f"--{key} is a group, not a value; it holds {members}"
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean --{close[0]}?" if close else "known: " + ", ".join(known)
+        return f"unknown key --{key}; {hint}"
+    return None
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Reads the command line ``argv`` (with the program's name first).
+
+    Raises:
+      UsageError: anything that does not parse.
+    """
+    wants_help = any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:])
+    argv = [a for a in argv if a not in ("--help", "-h", "-help", "--helpfull", "--helpshort")]
+    path, _ = _config_of(argv)
+    if not path.is_file():
+        raise UsageError(f"--config={path}: no such file; shipped: {', '.join(_shipped_configs())}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            rest = FLAGS(list(argv))
+        config = FLAGS.config
+        if not isinstance(config, ConfigDict):
+            raise UsageError(f"--config={path}: get_config() must return a ConfigDict, got {type(config).__name__}")
+        _ = list(config)
+    except flags.Error as error:
+        raise UsageError(str(error)) from None
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = _override_problem(argv, _load(path, argv))
+        if problem is None:
+            raise
+        raise UsageError(problem) from error
+    if len(rest) > 1:
+        first = rest[1]
+        key = "config." + first.split("=", 1)[0].removeprefix("config.")
+        hint = f"; did you mean --{key}={first.split('=', 1)[1]}?" if "=" in first else ""
+        raise UsageError(f"unexpected argument {first!r}{hint}")
+    workdir = (
+        pathlib.Path(FLAGS.workdir) if FLAGS.workdir else pathlib.Path("runs") / str(config.get("name", path.stem))
+    )
+    return Arguments(
+        config=config,
+        workdir=workdir,
+        mode=FLAGS.mode,
+        dry_run=FLAGS.dry_run,
+        print_config=FLAGS.print_config,
+        help=wants_help,
+        command=tuple(argv),
+    )
+
+
+def _load(path: pathlib.Path, argv: Sequence[str]) -> ConfigDict:
+    """The config without overrides, to say which keys there are."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("jaxunlearn_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    variant = _config_of(argv)[1]
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _shipped_configs() -> list[str]:
+    folder = DEFAULT_CONFIG.parent
+    return [f"train/configs/{p.name}" for p in sorted(folder.glob("*.py")) if p.stem not in ("__init__", "defaults")]
+
+
+def help_text(config: ConfigDict) -> str:
+    """Usage, flags and the configuration tree with its present values."""
+    lines = [
+        "python -m train.main [--config=FILE[:VARIANT]] [--workdir=DIR] [--config.KEY=VALUE ...]",
+        "",
+        "Trains or loads a diffusion model, unlearns the forget set, evaluates, reports, exports. Stages whose result is",
+        "already in the work directory are skipped; the same command resumes.",
+        "",
+    ]
+    for name in (
+        "workdir",
+        "mode",
+        "dry_run",
+        "print_config",
+        "distributed",
+        "coordinator_address",
+        "num_processes",
+        "process_id",
+    ):
+        flag = FLAGS[name]
+        lines.append(f"  --{name:20} {flag.help}")
+    lines += [
+        "",
+        f"Configurations: {', '.join(_shipped_configs())}",
+        "",
+        "Keys of this configuration and their values:",
+        "",
+    ]
+    lines += [f"  --{key}={_value(config, key)!r}" for key in _flat_keys(config)]
+    return "\n".join(lines)
+
+
+def _value(config: ConfigDict, key: str):
+    for part in key.split(".")[1:]:
+        config = config[part]
+    return config

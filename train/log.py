@@ -1,0 +1,117 @@
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, status lines, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
+def truncate_metrics(path: pathlib.Path, stage: str, step: int) -> None:
+    """Drops the lines of ``stage`` after ``step``, and a last line torn by a kill: the resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get("stage") != stage or record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+class TrainingLog:
+    """The log of one stage.
+
+    Args:
+      metrics_path: metrics.jsonl; lines are appended.
+      tensorboard: folder of event files, or None.
+      stage: name of the stage, the prefix of TensorBoard tags.
+      start_step: the step from which the stage goes on.
+      num_steps: its last step.
+      every: steps between lines.
+      writes: whether this process writes at all; one of several does.
+    """
+
+    def __init__(
+        self,
+        metrics_path: pathlib.Path,
+        tensorboard: pathlib.Path | None,
+        *,
+        stage: str,
+        start_step: int,
+        num_steps: int,
+        every: int,
+        writes: bool = True,
+    ):
+        self._file = None
+        if writes:
+            truncate_metrics(metrics_path, stage, start_step)
+            self._file = metrics_path.open("a")
+        self._stage, self._num_steps, self._every = stage, num_steps, every
+        self._start_step, self._start_time = start_step, time.monotonic()
+        self._last_line = 0.0
+        self._writer = None
+        if writes and tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard / stage), purge_step=start_step + 1)
+        self._bar = None
+        if writes and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=num_steps, initial=start_step, desc=stage, unit="step", dynamic_ncols=True)
+
+    def due(self, step: int) -> bool:
+        """Whether the step is written to metrics.jsonl."""
+        return step % self._every == 0 or step == self._num_steps or step == 1
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes a finished step."""
+        if self._file is None:
+            return
+        elapsed = time.monotonic() - self._start_time
+        rate = (step - self._start_step) / max(elapsed, 1e-9)
+        record = {"stage": self._stage, "step": step, "wall_seconds": round(elapsed, 3), "time/steps_per_second": rate}
+        record |= dict(metrics)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar("time/steps_per_second", rate, step)
+        parts = {k.removeprefix("loss/"): v for k, v in metrics.items() if k.startswith("loss/")}
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(losses)
+        elif time.monotonic() - self._last_line > 5 or step == self._num_steps:
+            self._last_line = time.monotonic()
+            left = (self._num_steps - step) / max(rate, 1e-9)
+            say(f"{self._stage} {step}/{self._num_steps}  {losses}  {rate:.1f} steps/s  {_duration(left)} left")
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,174 @@
+"""The training loop that every stage shares: read it from top to bottom.
+
+The batch of a step, its noise and its order are functions of (seed, step) alone, so a run that is killed and started again
+ends in the same parameters, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxunlearn.io.checkpoint import Checkpoints
+from jaxunlearn.parallel import GlobalStep, InFlight, global_batch, replicate
+from jaxunlearn.types import Batch, PyTree, TrainState
+from train.log import TrainingLog, say
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on: NaN, a broken checkpoint. ``str`` says why and what to try."""
+
+
+class Preempted(Exception):
+    """A termination signal came; the state is saved, the same command goes on from there."""
+
+
+@dataclasses.dataclass
+class StageRun:
+    """One stage of training.
+
+    Attributes:
+      name: ``base``, ``unlearn`` or ``retrain``.
+      step: the compiled step.
+      state: the state before the first step.
+      rows: ``step -> Batch`` of this process's rows, uint8 numpy.
+      key: the stage's key; a step folds in its number.
+      num_steps: how many steps.
+      checkpoint_every: steps between checkpoints.
+      on_sample: called as ``on_sample(step, params)`` every ``sample_every`` steps.
+      sample_every: 0 for never.
+      meta: plain JSON that a checkpoint must agree with (the configuration's fingerprint).
+    """
+
+    name: str
+    step: GlobalStep
+    state: TrainState
+    rows: Callable[[int], Batch]
+    key: jax.Array
+    num_steps: int
+    checkpoint_every: int
+    on_sample: Callable[[int, PyTree], None]
+    sample_every: int
+    meta: dict
+
+
+class TerminationFlag:
+    """Becomes true when SIGTERM or SIGUSR1 arrives; schedulers send them before they stop a job."""
+
+    def __init__(self):
+        self._event = threading.Event()
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> TerminationFlag:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, lambda *_: self._event.set())
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+
+def fresh_or_restored(run: StageRun, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint, or the first one."""
+    state = replicate(run.state, mesh)
+    try:
+        restored = checkpoints.restore(state)
+    except ValueError as error:
+        raise TrainingFailed(str(error)) from None
+    if restored is None:
+        return state
+    step, state, meta = restored
+    for key, value in run.meta.items():
+        if meta.get(key) != value:
+            raise TrainingFailed(
+                f"the checkpoint of step {step} was made with another {key} ({meta.get(key)!r}, now {value!r}); "
+                "use another --workdir"
+            )
+    say(f"{run.name}: going on after step {step}")
+    return state
+
+
+def train(
+    run: StageRun, mesh: Mesh, checkpoints: Checkpoints, make_log: Callable[[int], TrainingLog], stop: TerminationFlag
+) -> TrainState:
+    """Runs a stage to its end.
+
+    Args:
+      run: the stage.
+      mesh: the devices.
+      checkpoints: where its states are kept.
+      make_log: ``start_step -> TrainingLog``.
+      stop: polled before every step.
+
+    Returns:
+      The final state.
+
+    Raises:
+      TrainingFailed: a term or gradient is not finite, or no checkpoint can be restored.
+      Preempted: ``stop`` became true; the state is saved.
+    """
+    state = fresh_or_restored(run, mesh, checkpoints)
+    start = int(state.step)
+    log = make_log(start)
+    in_flight = InFlight()
+
+    def finished(outputs) -> None:
+        """Looks at the steps whose results are there."""
+        for step, metrics in outputs:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite([*values.values()]).all() or values["finite"] != 1:
+                bad = sorted(name for name, value in values.items() if not np.isfinite(value)) or ["the direction"]
+                raise TrainingFailed(
+                    f"{run.name}, step {step}: {', '.join(bad)} not finite; the last checkpoint is intact. Try a smaller "
+                    f"learning rate or a weaker forget part"
+                )
+            if log.due(step):
+                log.write(step, values)
+
+    try:
+        for step in range(start, run.num_steps):
+            if stop:
+                finished(in_flight.drain())
+                checkpoints.save(step, state, run.meta)
+                checkpoints.wait()
+                raise Preempted(f"{run.name}: stopped after step {step}; the same command goes on from there")
+            state, metrics = run.step(state, run.key, global_batch(run.rows(step), mesh))
+            finished(in_flight.add((step + 1, metrics)))
+            done = step + 1
+            if done % run.checkpoint_every == 0 or done == run.num_steps:
+                finished(in_flight.drain())
+                checkpoints.save(done, state, run.meta)
+            if run.sample_every and done % run.sample_every == 0 and done != run.num_steps:
+                run.on_sample(done, model_params(state))
+        finished(in_flight.drain())
+        checkpoints.wait()
+        return state
+    finally:
+        log.close()
+
+
+def model_params(state: TrainState) -> PyTree:
+    """The parameters that are the model: the moving average where there is one."""
+    return state.params if state.ema_params is None else state.ema_params
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """numpy copies."""
+    return jax.tree.map(lambda x: np.asarray(jax.device_get(x)), tree)
+
+
+def abstract_batch(batch: Batch) -> Batch:
+    """Shapes and types of a batch, to compile for without data."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), batch)

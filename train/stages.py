@@ -1,0 +1,266 @@
+"""The stages of a run, in order: base -> unlearn -> (retrain) -> evaluate and report -> export.
+
+A stage is done when its result is in the work directory; results appear by renaming, so never half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxunlearn import combine, objectives, sampling, timesteps
+from jaxunlearn.errors import mean_squares
+from jaxunlearn.io import diffusers
+from jaxunlearn.io.batches import batch_indices, rows_of_process
+from jaxunlearn.io.checkpoint import Checkpoints
+from jaxunlearn.io.forget import Split
+from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.models.unet2d import init_params
+from jaxunlearn.models.unet2d_config import UNet2DConfig
+from jaxunlearn.parallel import sharded_step
+from jaxunlearn.step import init_state, make_train_step
+from jaxunlearn.types import Batch, Example, PyTree
+from train import build
+from train.grids import save_grid
+from train.log import TrainingLog, say
+from train.loop import Preempted, StageRun, TerminationFlag, TrainingFailed, model_params, to_host, train
+
+MODEL_OF_STAGE = {"base": "base", "unlearn": "unlearned", "retrain": "retrained"}
+
+
+def stage_key(seed: int, stage: str) -> jax.Array:
+    """The key of a stage: no two stages share noise."""
+    return jax.random.fold_in(jax.random.key(seed), list(MODEL_OF_STAGE).index(stage))
+
+
+def _rows(split: Split, indices: np.ndarray) -> Example:
+    mine = rows_of_process(indices, jax.process_index(), jax.process_count())
+    return Example(split.images[mine])
+
+
+def training_rows(
+    split: Split, population: np.ndarray, *, seed: int, stage: str, batch_size: int
+) -> Callable[[int], Batch]:
+    """``step -> Batch`` for training on one population of images."""
+
+    def rows(step: int) -> Batch:
+        return Batch(_rows(split, population[batch_indices(seed, stage, step, len(population), batch_size)]))
+
+    return rows
+
+
+def unlearning_rows(split: Split, *, seed: int, batch_size: int) -> Callable[[int], Batch]:
+    """``step -> Batch`` of as many keep as forget images."""
+
+    def rows(step: int) -> Batch:
+        keep = split.keep[batch_indices(seed, "keep", step, len(split.keep), batch_size)]
+        forget = split.forget[batch_indices(seed, "forget", step, len(split.forget), batch_size)]
+        return Batch(_rows(split, keep), _rows(split, forget))
+
+    return rows
+
+
+def scheduler_json(config: ConfigDict) -> dict[str, Any]:
+    """The configured noise schedule as diffusers writes it."""
+    return {"_class_name": "DDPMScheduler", **config.scheduler.to_dict()}
+
+
+def fingerprint(config: ConfigDict, *sections: str) -> str:
+    """A hash of what a stage's result depends on."""
+    content = {
+        name: config[name].to_dict() if isinstance(config[name], ConfigDict) else config[name] for name in sections
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def training_run(
+    config: ConfigDict, model: diffusers.DiffusersModel, split: Split, mesh: Mesh, *, stage: str, population: np.ndarray
+) -> StageRun:
+    """Ordinary training of a model on some of the images: stages ``base`` and ``retrain``."""
+    base = config.base
+    objective = objectives.denoise(model.schedule, error=mean_squares)
+    tx = build.make_tx(base.optimizer, base.num_steps)
+    combiner = combine.weighted_sum(keep=1.0)
+    decay = build.ema_decay(base.ema_max_decay) if base.ema else None
+    step = make_train_step(objective, combiner, model.predict, tx, ema_decay=decay)
+    return StageRun(
+        name=stage,
+        step=sharded_step(step, timesteps.uniform(model.schedule.num_steps), mesh),
+        state=init_state(model.params, tx, combiner, ema=base.ema),
+        rows=training_rows(split, population, seed=config.seed, stage=stage, batch_size=base.batch_size),
+        key=stage_key(config.seed, stage),
+        num_steps=base.num_steps,
+        checkpoint_every=config.checkpoint.every,
+        on_sample=lambda step, params: None,
+        sample_every=config.log.sample_every,
+        meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base")},
+    )
+
+
+def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, split: Split, mesh: Mesh) -> StageRun:
+    """The unlearning of a model: stage ``unlearn``."""
+    unlearn = config.unlearn
+    objective = build.make_objective(unlearn, model.schedule)
+    combiner = build.make_combine(unlearn)
+    tx = build.make_tx(unlearn.optimizer, unlearn.num_steps)
+    step = make_train_step(objective, combiner, model.predict, tx, micro_batches=unlearn.micro_batches)
+    return StageRun(
+        name="unlearn",
+        step=sharded_step(step, build.make_draw(unlearn, objective, model.schedule.num_steps), mesh),
+        state=init_state(model.params, tx, combiner, ref=objective.needs_ref),
+        rows=unlearning_rows(split, seed=config.seed, batch_size=unlearn.batch_size),
+        key=stage_key(config.seed, "unlearn"),
+        num_steps=unlearn.num_steps,
+        checkpoint_every=config.checkpoint.every,
+        on_sample=lambda step, params: None,
+        sample_every=config.log.sample_every,
+        meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base", "unlearn")},
+    )
+
+
+def new_model(config: ConfigDict) -> diffusers.DiffusersModel:
+    """The untrained model of the configuration."""
+    architecture = UNet2DConfig.from_dict(config.model.to_dict())
+    return diffusers.new(architecture, init_params(architecture, config.seed), scheduler_json(config))
+
+
+def source_model(config: ConfigDict, workdir: Workdir) -> diffusers.DiffusersModel:
+    """The trained model that is to be unlearned."""
+    if config.base.path is None:
+        return diffusers.load(workdir.model("base"))
+    return diffusers.load(config.base.path, config.base.variant, scheduler=scheduler_json(config))
+
+
+class Runner:
+    """Runs the stages of one work directory, in order, skipping what is done."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir, split: Split, mesh: Mesh, stop: TerminationFlag):
+        self.config, self.workdir, self.split, self.mesh, self.stop = config, workdir, split, mesh, stop
+        self._samplers: dict[Any, Callable] = {}
+
+    @property
+    def _writes(self) -> bool:
+        return jax.process_index() == 0
+
+    def base(self) -> None:
+        """Trains the base model on keep and forget together, unless the user brought one."""
+        if self.config.base.path is None:
+            make_run = partial(training_run, stage="base", population=self.split.train)
+            self._train("base", lambda: new_model(self.config), make_run)
+
+    def unlearn(self) -> None:
+        """Unlearns the forget set."""
+        self._train("unlearn", lambda: source_model(self.config, self.workdir), unlearning_run)
+
+    def retrain(self) -> None:
+        """Trains the base recipe without the forget set: the yardstick."""
+        if self.config.retrain.enabled:
+            make_run = partial(training_run, stage="retrain", population=self.split.keep)
+            self._train("retrain", lambda: new_model(self.config), make_run)
+
+    def evaluate(self) -> None:
+        """Evaluates and reports in a process of its own, the same as ``python -m eval.main``."""
+        if self.workdir.report.exists() and self.workdir.report_html.exists():
+            say("evaluate: done before")
+            return
+        if not self._writes:
+            return
+        command = [sys.executable, "-m", "eval.main", f"--workdir={self.workdir.root}"]
+        process = subprocess.Popen(command)
+        while True:
+            try:
+                code = process.wait(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if self.stop:
+                    process.terminate()
+                    process.wait()
+                    raise Preempted("evaluate: stopped; the same command starts the evaluation again") from None
+        if code:
+            raise TrainingFailed(f"evaluation ended with exit code {code}; run it alone: {' '.join(command[1:])}")
+
+    def export(self) -> None:
+        """Writes the unlearned model as a diffusers folder, with its model card and report."""
+        if self.workdir.export.exists():
+            say("export: done before")
+            return
+        if not self._writes:
+            return
+        from jaxunlearn.io.model_card import model_card
+
+        report = json.loads(self.workdir.report.read_text()) if self.workdir.report.exists() else None
+        config = json.loads(self.workdir.config.read_text())
+        files = {"README.md": model_card(config, report)}
+        if report is not None:
+            files["unlearning_report.json"] = self.workdir.report.read_bytes()
+        model = source_model(self.config, self.workdir)
+        unlearned = diffusers.load(self.workdir.model("unlearned"), self.config.base.variant)
+        for note in diffusers.save(self.workdir.export, model.with_params(unlearned.params), files):
+            say(f"export: {note}")
+        say(f"export: {self.workdir.export}")
+
+    def _train(self, stage: str, make_model: Callable, make_run: Callable[..., StageRun]) -> None:
+        folder = self.workdir.model(MODEL_OF_STAGE[stage])
+        if folder.exists():
+            say(f"{stage}: done before")
+            return
+        model = make_model()
+        run = make_run(self.config, model, self.split, self.mesh)
+        run.on_sample = lambda step, params: self._sample_grid(stage, step, model, params)
+        checkpoints = Checkpoints(self.workdir.checkpoints(stage), keep=self.config.checkpoint.keep)
+        try:
+            state = train(run, self.mesh, checkpoints, partial(self._log, run), self.stop)
+        finally:
+            checkpoints.close()
+        params = to_host(model_params(state))
+        self._sample_grid(stage, run.num_steps, model, params)
+        if self._writes:
+            for note in diffusers.save(folder, model.with_params(params)):
+                say(f"{stage}: {note}")
+
+    def _log(self, run: StageRun, start_step: int) -> TrainingLog:
+        log = self.config.log
+        return TrainingLog(
+            self.workdir.metrics,
+            self.workdir.tensorboard if log.tensorboard else None,
+            stage=run.name,
+            start_step=start_step,
+            num_steps=run.num_steps,
+            every=log.every,
+            writes=self._writes,
+        )
+
+    def _sample_grid(self, stage: str, step: int, model: diffusers.DiffusersModel, params: PyTree) -> None:
+        """A grid of samples; the noise is the same at every step and stage."""
+        if not self._writes:
+            return
+        count, shape = self.config.log.sample_count, self.split.images.shape[1:]
+        if stage not in self._samplers:
+            sampler = sampling.SamplerConfig(kind="ddim", clip_sample=model.sampler.clip_sample)
+            steps = sampling.trajectory(model.schedule, sampler, self.config.log.sample_steps)
+            self._samplers[stage] = jax.jit(
+                lambda params, noise: sampling.sample(
+                    model.predict_raw,
+                    params,
+                    noise,
+                    None,
+                    model.schedule,
+                    sampler,
+                    steps,
+                    prediction_type=model.prediction_type,
+                )
+            )
+        noise = jax.random.normal(jax.random.key(self.config.seed), (count, *shape), jnp.float32)
+        images = self._samplers[stage](to_host(params), noise)
+        save_grid(self.workdir.samples / f"{stage}_{step:06d}.png", images)
