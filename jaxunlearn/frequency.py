@@ -94,7 +94,8 @@ class RadialFilter:
         mask = self.transfer(jnp.asarray(radius(height, width)), t)
         if self.passband:
             share = jnp.sum(mask**2 * half_plane_weights(width), axis=(-2, -1), keepdims=True) / (height * width)
-            mask = mask / jnp.sqrt(share)
+            # A band between two grid radii of a small image is empty; it stays zero.
+            mask = mask / jnp.sqrt(jnp.where(share > 0, share, 1))
         return mask
 
     def __call__(self, x: Array, t: Array) -> Array:

@@ -58,7 +58,7 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree with a whole copy on every device of the mesh."""
+    """The tree with a whole copy on every device of the mesh. The result may share memory with the input."""
     return jax.device_put(tree, replicated(mesh))
 
 
@@ -70,6 +70,8 @@ def global_batch(rows: PyTree, mesh: Mesh) -> PyTree:
 
 def sharded_step(step: TrainStep, draw_fn: DrawFn, mesh: Mesh, *, donate: bool = True) -> GlobalStep:
     """The step over a mesh: one compiled function of the state, a key and the global batch.
+
+    Place the first state with :func:`replicate`: a state that lies elsewhere makes the second step compile again.
 
     Args:
       step: from :func:`jaxunlearn.step.make_train_step`.

@@ -122,7 +122,8 @@ def timesteps(num_train_steps: int, num_steps: int, spacing: str = "leading", of
     if spacing == "leading":
         steps = count[::-1] * (num_train_steps // num_steps) + offset
     elif spacing == "trailing":
-        steps = np.round(num_train_steps - count * (num_train_steps / num_steps)) - 1
+        # np.arange, as in diffusers: its rounding decides the ties. It may add one more entry, which is not a timestep.
+        steps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps)[:num_steps]) - 1
     elif spacing == "linspace":
         steps = np.round(np.linspace(0, num_train_steps - 1, num_steps))[::-1]
     else:
@@ -227,8 +228,11 @@ def coefficients(
     """The numbers of every step, float64 [n] each, under the names of the module's docstring.
 
     Raises:
-      ValueError: an unknown prediction type, or noise prediction where alphas_cumprod is 0.
+      ValueError: a timestep beyond the schedule, an unknown prediction type, or noise prediction where
+        alphas_cumprod is 0.
     """
+    if steps.t[0] >= schedule.num_steps:
+        raise ValueError(f"timestep {steps.t[0]} is beyond the schedule's last, {schedule.num_steps - 1}")
     a = schedule.alphas_cumprod[steps.t]
     last = 1.0 if config.kind == "ddpm" or config.set_alpha_to_one else schedule.alphas_cumprod[0]
     ap = np.where(steps.t_prev >= 0, schedule.alphas_cumprod[steps.t_prev], last)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.combine import tree_norm
 from jaxunlearn.images import to_model
 from jaxunlearn.types import Array, Aux, Batch, Combine, Draw, Objective, Predict, PyTree, Terms, TrainState
 
@@ -160,8 +161,8 @@ def make_train_step(
             **{f"loss/{name}": value for name, value in terms.items()},
             **{f"aux/{name}": value for name, value in aux.items()},
             **metrics,
-            "update_norm": optax.global_norm(updates),
-            "finite": jnp.isfinite(optax.global_norm(direction)).astype(jnp.float32),
+            "update_norm": tree_norm(updates),
+            "finite": jnp.isfinite(tree_norm(direction)).astype(jnp.float32),
         }
         new_state = TrainState(state.step + 1, params, opt_state, combine_state, ema_params, state.ref_params)
         return new_state, metrics
@@ -179,7 +180,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
-    ``ema_params`` and ``ref_params`` are copies: a step that donates its state must not free one through the other.
+    ``params``, ``ema_params`` and ``ref_params`` are copies: a step that donates its state must free neither the caller's
+    arrays nor one of them through the other.
 
     Args:
       params: starting parameters.
@@ -188,11 +190,11 @@ def init_state(
       ema: keep a moving average (give the step an ``ema_decay``).
       ref: keep the starting parameters for objectives and guards that compare with them.
     """
-    params = jax.tree.map(jnp.asarray, params)
 
     def copy(tree):
-        return jax.tree.map(jnp.copy, tree)
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
+    params = copy(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

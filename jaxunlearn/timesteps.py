@@ -52,7 +52,9 @@ def window_from_log_snr(schedule: Schedule, *, high: float, low: float) -> tuple
     """
     if high < low:
         raise ValueError(f"window_from_log_snr needs low <= high, got low={low}, high={high}")
-    log_snr = np.asarray(schedule.log_snr(np.arange(schedule.num_steps)), np.float64)
+    # All in float32, so that bounds taken from `schedule.log_snr` and bounds computed in float64 count the same steps.
+    log_snr = np.asarray(schedule.log_snr(np.arange(schedule.num_steps)), np.float32)
+    high, low = np.float32(high), np.float32(low)
     t1, t2 = int(np.sum(log_snr > high)), int(np.sum(log_snr > low))
     if t1 >= t2:
         raise ValueError(f"no timestep has log_snr in ({low}, {high}]; the schedule covers {log_snr[-1]}..{log_snr[0]}")

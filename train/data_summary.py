@@ -60,6 +60,6 @@ def summary(split: Split) -> str:
     if len(split.near_duplicates.index):
         lines.append(
             f"warning: {len(split.near_duplicates.index)} near-duplicates of forget images among the rest "
-            f"(policy: {split.near_duplicate_policy}); see keep_manifest.json"
+            f"(policy: {split.near_duplicate_policy}); see near_duplicates in forget_manifest.json"
         )
     return "\n".join(lines)

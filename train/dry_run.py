@@ -57,4 +57,3 @@ def dry_run(config: ConfigDict, split: Split, mesh: Mesh) -> str:
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
-

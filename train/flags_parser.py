@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import io
 import pathlib
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -20,9 +22,7 @@ DEFAULT_CONFIG = pathlib.Path(__file__).parent / "configs" / "digits.py"
 STAGES = ("base", "unlearn", "eval", "export")
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", str(DEFAULT_CONFIG), "Configuration file; FILE:VARIANT passes an argument to it."
-)
+config_flags.DEFINE_config_file("config", None, "Configuration file; FILE:VARIANT passes an argument to it.")
 flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config name> by default.")
 flags.DEFINE_enum("mode", None, STAGES, "Stop after this stage; by default all stages whose result is missing are run.")
 flags.DEFINE_bool("dry_run", False, "Check everything, compile one step, write nothing.")
@@ -86,7 +86,7 @@ def _override_problem(argv: Sequence[str], config: ConfigDict) -> str | None:
         if any(path.startswith(key + ".") for path in known):
             members = ", ".join(path for path in known if path.startswith(key + "."))
             return f"--{key} is a group, not a value; it holds {members}"
-        close = difflib.get_close_matches(key, known, n=1)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"did you mean --{close[0]}?" if close else "known: " + ", ".join(known)
         return f"unknown key --{key}; {hint}"
     return None
@@ -100,6 +100,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     wants_help = any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:])
     argv = [a for a in argv if a not in ("--help", "-h", "-help", "--helpfull", "--helpshort")]
+    if not any(a.lstrip("-") == "config" or a.lstrip("-").startswith("config=") for a in argv[1:] if a.startswith("-")):
+        # Not the flag's default: ml_collections would read that file, with the overrides, while this module is imported.
+        argv.insert(1, f"--config={DEFAULT_CONFIG}")
     path, _ = _config_of(argv)
     if not path.is_file():
         raise UsageError(f"--config={path}: no such file; shipped: {', '.join(_shipped_configs())}")
@@ -112,8 +115,8 @@ def parse(argv: Sequence[str]) -> Arguments:
         _ = list(config)
     except flags.Error as error:
         raise UsageError(str(error)) from None
-    except (AttributeError, KeyError, TypeError) as error:
-        problem = _override_problem(argv, _load(path, argv))
+    except Exception as error:
+        problem = _override_problem(argv, _load_plain(path, argv))
         if problem is None:
             raise
         raise UsageError(problem) from error
@@ -136,15 +139,21 @@ def parse(argv: Sequence[str]) -> Arguments:
     )
 
 
-def _load(path: pathlib.Path, argv: Sequence[str]) -> ConfigDict:
-    """The config without overrides, to say which keys there are."""
-    import importlib.util
+def _load_plain(path: pathlib.Path, argv: Sequence[str]) -> ConfigDict:
+    """The config without overrides, to say which keys there are.
 
+    Raises:
+      UsageError: the file itself fails; its traceback has been printed.
+    """
     spec = importlib.util.spec_from_file_location("jaxunlearn_config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     variant = _config_of(argv)[1]
-    return module.get_config(variant) if variant else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(variant) if variant else module.get_config()
+    except Exception as error:
+        traceback.print_exc()
+        raise UsageError(f"--config={path}: {type(error).__name__}: {error}") from None
 
 
 def _shipped_configs() -> list[str]:

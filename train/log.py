@@ -60,7 +60,8 @@ class TrainingLog:
             truncate_metrics(metrics_path, stage, start_step)
             self._file = metrics_path.open("a")
         self._stage, self._num_steps, self._every = stage, num_steps, every
-        self._start_step, self._start_time = start_step, time.monotonic()
+        self._start_time = time.monotonic()
+        self._timed_from: tuple[int, float] | None = None  # the first finished step; before it lies the compilation
         self._last_line = 0.0
         self._writer = None
         if writes and tensorboard is not None:
@@ -75,31 +76,36 @@ class TrainingLog:
 
     def due(self, step: int) -> bool:
         """Whether the step is written to metrics.jsonl."""
-        return step % self._every == 0 or step == self._num_steps or step == 1
+        return step % self._every == 0 or step == self._num_steps or self._timed_from is None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a finished step."""
         if self._file is None:
             return
-        elapsed = time.monotonic() - self._start_time
-        rate = (step - self._start_step) / max(elapsed, 1e-9)
-        record = {"stage": self._stage, "step": step, "wall_seconds": round(elapsed, 3), "time/steps_per_second": rate}
+        now = time.monotonic()
+        self._timed_from = self._timed_from or (step, now)
+        first, since = self._timed_from
+        rate = (step - first) / (now - since) if step > first else None
+        record = {"stage": self._stage, "step": step, "wall_seconds": round(now - self._start_time, 3)}
+        if rate is not None:
+            metrics = {**metrics, "time/steps_per_second": rate}
         record |= dict(metrics)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
-            self._writer.add_scalar("time/steps_per_second", rate, step)
         parts = {k.removeprefix("loss/"): v for k, v in metrics.items() if k.startswith("loss/")}
         losses = "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(losses)
-        elif time.monotonic() - self._last_line > 5 or step == self._num_steps:
-            self._last_line = time.monotonic()
-            left = (self._num_steps - step) / max(rate, 1e-9)
-            say(f"{self._stage} {step}/{self._num_steps}  {losses}  {rate:.1f} steps/s  {_duration(left)} left")
+        elif now - self._last_line > 5 or step == self._num_steps:
+            self._last_line = now
+            speed = (
+                f"{rate:.1f} steps/s  {_duration((self._num_steps - step) / rate)} left" if rate else "first step done"
+            )
+            say(f"{self._stage} {step}/{self._num_steps}  {losses}  {speed}")
 
     def close(self) -> None:
         """Flushes everything."""

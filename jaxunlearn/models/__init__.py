@@ -1,0 +1,1 @@
+"""Flax models whose parameter trees carry diffusers' names."""

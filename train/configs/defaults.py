@@ -36,7 +36,7 @@ def defaults() -> ConfigDict:
             name="digits",  # digits, folder, idx, npz, tfds
             path=placeholder(str),  # file or folder, where the source needs one
             labels_path=placeholder(str),  # idx only, if not beside the images
-            split=placeholder(str),  # tfds only
+            split=placeholder(str),  # where the source holds several: tfds, idx
             size=placeholder(int),  # crop to a square and resize to this many pixels; None keeps the size
             channels=placeholder(int),  # 1 or 3; None keeps what is there
             limit=placeholder(int),  # use the first so many images; None means all

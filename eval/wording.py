@@ -1,0 +1,100 @@
+"""Sentences of the report, made from its numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.records import find
+
+TITLES = {
+    "copy_rate": "Copies of the forget set among samples",
+    "copy_rate_strict": "Strict copies among samples",
+    "nearest_forget_min": "Closest sample to a forget image",
+    "nearest_forget_median": "Median distance of samples to the forget set",
+    "nearest_keep_min": "Closest sample to a keep image",
+    "nearest_keep_median": "Median distance of samples to their nearest keep image",
+    "injection_distance": "Injection: distance to the forget image",
+    "injection_similarity": "Injection: similarity to the forget image",
+    "injection_copies": "Injection: share that comes back as a copy",
+    "loss_forget": "Denoising loss, forget images",
+    "loss_keep": "Denoising loss, keep images",
+    "loss_held_out": "Denoising loss, held-out images",
+    "rank_p": "Rank of the forget loss among held-out losses",
+    "forget_level": "Forget level (0 untouched, 1 as retrained)",
+    "fd_classifier": "Frechet distance, features of the run's classifier",
+    "fd_pixel": "Frechet distance, principal components of pixels",
+    "inception_score": "Inception score of the run's classifier",
+}
+"""Metric -> title for people."""
+
+SHARES = ("copy_rate", "copy_rate_strict", "injection_copies")
+"""Metrics that are printed in percent."""
+
+
+def number(value: float, metric: str = "") -> str:
+    """A value with the digits that it deserves.
+
+    >>> number(0.0512, "copy_rate"), number(0.00149705, "copy_rate"), number(0.318234), number(1234.5)
+    ('5.1 %', '0.15 %', '0.318', '1234')
+    """
+    if metric in SHARES:
+        return f"{value:.1%}".replace("%", " %") if value >= 0.01 or value == 0 else f"{value:.2%}".replace("%", " %")
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The result in one or two plain sentences."""
+    columns = report["evaluation"]
+    before, after = (find(columns[name], "copy_rate") for name in ("before", "after"))
+    unique = report["forget_set"]["unique"]
+    noun = "The forget image was" if unique == 1 else f"Copies of the {unique} forget images were"
+    for name, found in (("original", before), ("unlearned", after)):
+        if found["status"] != "ok":
+            return f"The {name} model could not be measured: {found['reason']}."
+    count, total = after["protocol"]["count"], after["n"]
+    level = f"{report['settings']['confidence']:.0%}".replace("%", " %")
+    upper = number(after["protocol"]["upper_one_sided"], "copy_rate")
+    text = (
+        f"{noun} {number(before['value'], 'copy_rate')} of samples before and {count} of {total:,} after "
+        f"(at most {upper} with {level} confidence)."
+    )
+    retrained = find(columns["retrained"], "copy_rate")
+    if retrained is not None and retrained["status"] == "ok":
+        text += f" A model retrained without it gives {retrained['protocol']['count']} of {retrained['n']:,}."
+    return text
+
+
+def not_tested(retrained: bool) -> list[str]:
+    """Tests that this evaluation does not contain."""
+    out = [
+        "Membership inference with shadow models: whether an attacker can tell that the images were once trained on.",
+        "Relearning: how quickly the images come back when training goes on.",
+        "Likelihood of the forget images.",
+        "FID on Inception features, SSCD copy similarity: their networks are not part of this evaluation.",
+        "Copies that are shifted, mirrored, cropped or recoloured: pixel distances do not see them.",
+    ]
+    if not retrained:
+        out.insert(
+            0, "Comparison with a model retrained without the forget set, the yardstick of every forgetting metric."
+        )
+    return out
+
+
+def limitations(unique: int, settings: Mapping[str, Any], near_duplicates: int) -> list[str]:
+    """What the numbers do not show."""
+    out = [
+        f"The bound on copies holds for unconditional samples of this sampler ({settings['sampler']}, "
+        f"{settings['sampling_steps']} steps), not for other ways of asking the model.",
+        "A dimmed memory can pass the counts and the tests at large t; look at the smallest t of injection and loss.",
+        "A forget loss above the level of a retrained model is a trace of its own, not better forgetting.",
+        "The rank of a forget image has no absolute meaning; compare it with a retrained model.",
+        "Frechet distances and scores are those of a small classifier trained in this run, or of pixels. They compare "
+        "the columns of this report and nothing else. The distance is biased upward for few samples.",
+        "Thresholds of the verdicts are this project's own and were fixed before the run.",
+    ]
+    if unique == 1:
+        out.append("There is one forget image: intervals of the injection test span noises, not images.")
+    if near_duplicates:
+        out.append(f"{near_duplicates} near duplicates of forget images were found in the data, see forget_set.")
+    return out

@@ -1,0 +1,214 @@
+"""Between diffusers' ``scheduler_config.json`` and (:class:`Schedule`, :class:`SamplerConfig`, prediction type).
+
+``DDPMScheduler`` and ``DDIMScheduler`` are read. Missing keys take diffusers' defaults, which are the same for both.
+The betas are rounded to float32 as diffusers rounds them, so that a loaded model keeps its own table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn.sampling import PREDICTION_TYPES, SPACINGS, VARIANCE_TYPES, SamplerConfig
+from jaxunlearn.schedule import Schedule, zero_terminal_snr
+
+DIFFUSERS_VERSION = "0.42.1"
+"""The version whose format is read and written; it is written into the files of new models."""
+
+KINDS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+_SHARED = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+DEFAULTS = {
+    "DDPMScheduler": _SHARED | {"variance_type": "fixed_small"},
+    "DDIMScheduler": _SHARED | {"set_alpha_to_one": True},
+}
+"""Scheduler class -> key -> default."""
+
+# The last two were written by old versions; the others belong to schedulers that share these files.
+_WITHOUT_EFFECT = {"variance_type", "set_alpha_to_one", "skip_prk_steps", "timestep_values", "tensor_format"}
+
+
+class Scheduler(NamedTuple):
+    """What a scheduler file says: the noise schedule, the sampler, and what the model predicts."""
+
+    schedule: Schedule
+    sampler: SamplerConfig
+    prediction_type: str
+
+
+def read_scheduler(config: Mapping[str, Any], class_name: str | None = None) -> Scheduler:
+    """Reads the content of a ``scheduler_config.json``.
+
+    Args:
+      config: its keys. Unknown ones give one warning.
+      class_name: the class that ``model_index.json`` names, which wins over ``_class_name`` of the file, as in
+        diffusers. Without either the file is read as that of a ``DDPMScheduler``.
+
+    Raises:
+      ValueError: one line for every value that is not supported, with what is allowed and what to do.
+    """
+    name = class_name or config.get("_class_name") or "DDPMScheduler"
+    if name not in DEFAULTS:
+        raise ValueError(
+            f"_class_name: {name!r} is not supported; allowed: {', '.join(DEFAULTS)};"
+            " write the config of one of these with the same betas"
+        )
+    problems = _problems(config, name)
+    if problems:
+        raise ValueError("\n".join(problems))
+    unknown = [k for k in config if not k.startswith("_") and k not in DEFAULTS[name] and k not in _WITHOUT_EFFECT]
+    if unknown:
+        warnings.warn(
+            f"unknown keys in the scheduler config have no effect: {', '.join(sorted(unknown))}", stacklevel=2
+        )
+    values = DEFAULTS[name] | {k: v for k, v in config.items() if k in DEFAULTS[name]}
+    sampler = SamplerConfig(
+        kind=KINDS[name],
+        clip_sample=values["clip_sample"],
+        clip_sample_range=float(values["clip_sample_range"]),
+        variance_type=values.get("variance_type", "fixed_small"),
+        timestep_spacing=values["timestep_spacing"],
+        steps_offset=values["steps_offset"],
+        set_alpha_to_one=values.get("set_alpha_to_one", True),
+    )
+    return Scheduler(_schedule(values), sampler, values["prediction_type"])
+
+
+def scheduler_config(schedule: Schedule, sampler: SamplerConfig, prediction_type: str = "epsilon") -> dict[str, Any]:
+    """The keys of a ``scheduler_config.json`` for any schedule: its betas are written out as ``trained_betas``.
+
+    ``sampler.eta`` has no place there: diffusers takes it when it samples.
+
+    Raises:
+      ValueError: an unknown prediction type.
+    """
+    alphas = schedule.alphas_cumprod / np.append(1.0, schedule.alphas_cumprod[:-1])
+    name = {kind: name for name, kind in KINDS.items()}[sampler.kind]
+    config = DEFAULTS[name] | {
+        "num_train_timesteps": schedule.num_steps,
+        "trained_betas": [float(beta) for beta in (1.0 - alphas).astype(np.float32)],
+        "clip_sample": sampler.clip_sample,
+        "clip_sample_range": sampler.clip_sample_range,
+        "timestep_spacing": sampler.timestep_spacing,
+        "steps_offset": sampler.steps_offset,
+        "prediction_type": prediction_type,
+    }
+    if sampler.kind == "ddpm":
+        config["variance_type"] = sampler.variance_type
+    else:
+        config["set_alpha_to_one"] = sampler.set_alpha_to_one
+    config = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION} | config
+    read_scheduler(config)  # What is written must be readable.
+    return config
+
+
+def complete_scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The given keys with all defaults written out, as diffusers saves a scheduler.
+
+    Raises:
+      ValueError: as :func:`read_scheduler`.
+    """
+    read_scheduler(config)
+    name = config.get("_class_name") or "DDPMScheduler"
+    return DEFAULTS[name] | {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION} | dict(config)
+
+
+def _schedule(values: Mapping[str, Any]) -> Schedule:
+    num_steps, start, end = values["num_train_timesteps"], values["beta_start"], values["beta_end"]
+    if values["trained_betas"] is not None:
+        betas = np.asarray(values["trained_betas"], np.float32)
+    elif values["beta_schedule"] == "linear":
+        betas = np.linspace(start, end, num_steps, dtype=np.float32)
+    elif values["beta_schedule"] == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, num_steps, dtype=np.float32) ** 2
+    else:
+        tau = np.arange(num_steps + 1) / num_steps
+        signal = np.cos((tau + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1.0 - signal[1:] / signal[:-1], 0.999).astype(np.float32)
+    schedule = Schedule(np.cumprod((np.float32(1.0) - betas).astype(np.float64)))
+    return zero_terminal_snr(schedule) if values["rescale_betas_zero_snr"] else schedule
+
+
+def _problems(config: Mapping[str, Any], name: str) -> list[str]:
+    """One line ``key: value is not supported; allowed ...; remedy`` for every refused value."""
+    values = DEFAULTS[name] | {k: v for k, v in config.items() if k in DEFAULTS[name]}
+    lines = []
+
+    def refuse(key: str, allowed: str, remedy: str):
+        shown = repr(values[key])
+        lines.append(f"{key}: {shown[:60]} is not supported; allowed: {allowed}; {remedy}")
+
+    def one_of(key: str, allowed: tuple[str, ...], remedy: str):
+        if values[key] not in allowed:
+            near = difflib.get_close_matches(str(values[key]), allowed, n=1)
+            refuse(key, ", ".join(allowed), f"did you mean {near[0]!r}?" if near else remedy)
+
+    one_of("beta_schedule", BETA_SCHEDULES, "write the betas out as trained_betas")
+    one_of("prediction_type", PREDICTION_TYPES, "say what the model predicts")
+    one_of("timestep_spacing", SPACINGS, "choose one of these")
+    if name == "DDPMScheduler":
+        remedy = "learned variances need twice the output channels; sample with one of these instead"
+        one_of("variance_type", VARIANCE_TYPES, remedy)
+    else:
+        _check(values, ("set_alpha_to_one",), _is_bool, "true, false", "write one of these", refuse)
+    if values["thresholding"] is not False:
+        refuse("thresholding", "false", "set it to false; clip_sample keeps the image in range")
+    _check(values, ("clip_sample", "rescale_betas_zero_snr"), _is_bool, "true, false", "write one of these", refuse)
+    _check(values, ("num_train_timesteps",), _is_count, "an integer above 0", "write the training's number", refuse)
+    _check(values, ("clip_sample_range",), _is_positive, "a positive number", "1.0 for images in [-1, 1]", refuse)
+    offset_good = isinstance(values["steps_offset"], int) and values["steps_offset"] >= 0
+    if not offset_good:
+        refuse("steps_offset", "an integer, 0 or larger", "write 0 unless the model was made with another value")
+    betas = values["trained_betas"]
+    if betas is not None:
+        if not isinstance(betas, list | tuple) or not all(_is_number(b) and 0 < b <= 1 for b in betas):
+            refuse("trained_betas", "null, or a list of numbers in (0, 1]", "set it to null to use beta_schedule")
+        elif len(betas) != values["num_train_timesteps"]:
+            wanted = f"as many betas as num_train_timesteps ({values['num_train_timesteps']}), not {len(betas)}"
+            refuse("trained_betas", wanted, "correct num_train_timesteps")
+    else:
+        allowed = "a number between 0 and 1"
+        _check(values, ("beta_start", "beta_end"), lambda b: _is_number(b) and 0 < b < 1, allowed, "correct it", refuse)
+    return lines
+
+
+def _check(values, keys, good, allowed, remedy, refuse):
+    for key in keys:
+        if not good(values[key]):
+            refuse(key, allowed, remedy)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,299 @@
+"""The evaluation as a process, on a work directory that the test makes: report, exit codes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxunlearn.io import diffusers
+from jaxunlearn.io.model_card import markdown_table, model_card
+from jaxunlearn.metrics import METRICS
+from jaxunlearn.models.unet2d import UNet2DConfig, init_params
+
+SETTINGS = {
+    "num_samples": 64,
+    "batch_size": 48,
+    "sampling_steps": 3,
+    "injection_t": [2, 5],
+    "injection_copies": 3,
+    "loss_t": [2, 40],
+    "loss_noises": 2,
+    "loss_images": 10,
+    "classifier": {"steps": 40, "batch_size": 64, "min_accuracy": 0.0},
+}
+UNET = UNet2DConfig(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    layers_per_block=1,
+    norm_num_groups=4,
+    add_attention=False,
+)
+SENTENCE = "This is not a legal certificate; it does not prove the absence of influence."
+
+
+def config(**changes):
+    data = {
+        "name": "digits",
+        "limit": 400,
+        "plant": {"image": "sample:china", "copies": 20},
+        "forget": {"planted": True},
+    }
+    return {
+        "seed": 0,
+        "data": data | changes.pop("data", {}),
+        "base": {"path": None},
+        "unlearn": {"method": "siss", "lam": 0.5},
+        "eval": SETTINGS | changes.pop("eval", {}),
+        **changes,
+    }
+
+
+def write_model(path, seed):
+    diffusers.save(path, diffusers.new(UNET, init_params(UNET, seed), {"num_train_timesteps": 50, "beta_end": 0.2}))
+
+
+def break_model(path):
+    """Puts a NaN into the weights; saving a model would refuse it."""
+    from safetensors.numpy import load_file, save_file
+
+    file = next(path.rglob("*.safetensors"))
+    tensors = load_file(file)
+    tensors[min(tensors)] = np.full_like(tensors[min(tensors)], np.nan)
+    save_file(tensors, file)
+
+
+def make_workdir(path, settings, *, retrained=False):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(settings))
+    names = ("base", "unlearned", "retrained") if retrained else ("base", "unlearned")
+    for seed, name in enumerate(names):
+        write_model(path / "models" / name, seed)
+    rows = [{"stage": "unlearn", "step": s, "loss/keep": 1.0 / (s + 1), "loss/forget": 2.0 + s} for s in range(10)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "unl')
+    return path
+
+
+def run(repository, *arguments):
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "error::RuntimeWarning"}
+    command = [sys.executable, "-m", "eval.main", *map(str, arguments)]
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("eval") / "run", config(), retrained=True)
+
+
+@pytest.fixture(scope="module")
+def done(workdir, repository):
+    return run(repository, "--workdir", workdir)
+
+
+@pytest.fixture(scope="module")
+def report(done, workdir):
+    assert done.returncode == 0, done.stderr
+    return json.loads((workdir / "report.json").read_text())
+
+
+def test_report_has_its_parts(report):
+    assert report["schema_version"] == 1
+    assert report["notice"] == SENTENCE
+    assert re.fullmatch(r"[0-9a-f]{64}", report["config_sha256"])
+    assert report["base_model"]["tree_sha256"] != report["result_model"]["tree_sha256"]
+    assert report["reference"]["kind"] == "retrained"
+    assert report["forget_set"]["n"] == 20
+    assert report["forget_set"]["unique"] == 1
+    assert len(report["forget_set"]["items"]) == 20
+    assert report["overall"] in ("passed", "failed", "incomplete", "screening_passed")
+    assert report["not_tested"]
+    assert report["limitations"]
+    assert "The forget image was" in report["headline"]
+    assert set(report["files"]) == {"report.html", "evaluation.npz", "config.json"}
+    assert any("metrics.jsonl" in line for line in report["limitations"])  # the half line is not passed over in silence
+
+
+def test_every_entry_is_complete(report):
+    fields = {"metric", "value", "unit", "n", "ci", "target", "protocol", "status", "reason"}
+    for name in ("before", "after", "retrained"):
+        entries = report["evaluation"][name]
+        found = {item["metric"] for item in entries}
+        assert found >= set(METRICS) - {"forget_level"}, name
+        for item in entries:
+            assert set(item) == fields
+            assert item["unit"] == METRICS[item["metric"]].unit
+            assert item["status"] in ("ok", "not_run", "failed")
+            if item["status"] == "ok":
+                assert np.isfinite(item["value"])
+                assert item["n"] >= 1
+            else:
+                assert item["value"] is None
+                assert item["reason"]
+            if item["ci"] is not None:
+                assert item["ci"]["low"] <= item["value"] + 1e-9
+                assert item["value"] <= item["ci"]["high"] + 1e-9
+                assert item["ci"]["level"] == 0.95
+                assert item["ci"]["method"]
+    assert {item["metric"] for item in report["evaluation"]["after"]} >= {"forget_level"}
+    assert {item["metric"] for item in report["evaluation"]["control"]} >= {"nearest_keep_min", "inception_score"}
+
+
+def test_copy_rate_carries_count_bound_and_threshold(report):
+    for name in ("before", "after", "retrained"):
+        item = next(e for e in report["evaluation"][name] if e["metric"] == "copy_rate")
+        assert item["n"] == 64
+        assert item["value"] == item["protocol"]["count"] / 64
+        assert item["protocol"]["upper_one_sided"] >= item["value"]
+        assert "Clopper-Pearson" in item["ci"]["method"]
+    closest, threshold, strict = (
+        report["calibration"][k][0] for k in ("closest_other_image", "threshold", "strict_threshold")
+    )
+    assert threshold == pytest.approx(0.85 * closest, abs=1e-5)
+    assert strict == pytest.approx(0.5 * closest, abs=1e-5)
+
+
+def test_nothing_plain_about_the_forget_set_leaves(report, workdir):
+    from jaxunlearn.io.forget import open_split
+
+    split = open_split(config()["data"], 0)
+    text = json.dumps(report) + (workdir / "report.html").read_text()
+    for index in split.forget:
+        assert split.digests[index].tobytes().hex() not in text
+        assert split.names[index] not in text
+    assert "evaluation.npz" in report["files"]
+
+
+def test_page_is_self_contained_and_says_what_it_does_not_show(workdir, report):
+    page = (workdir / "report.html").read_text()
+    assert page.count(SENTENCE) == 2
+    assert report["headline"].split("(")[0] in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) >= 8
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "What this does not show" in page
+    assert "viewport" in page
+    assert " nan" not in page.lower().replace("nan or", "")
+
+
+@pytest.mark.slow
+def test_same_directory_gives_the_same_numbers(workdir, report, repository, tmp_path):
+    copy = tmp_path / "again"
+    shutil.copytree(workdir, copy)
+    again = run(repository, "--workdir", copy, "--eval.batch_size=64")
+    assert again.returncode == 0, again.stderr
+    other = json.loads((copy / "report.json").read_text())
+    for name in ("before", "after"):
+        first = {json.dumps([e["metric"], e["protocol"].get("t")]): e["value"] for e in report["evaluation"][name]}
+        second = {json.dumps([e["metric"], e["protocol"].get("t")]): e["value"] for e in other["evaluation"][name]}
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            if value is not None:
+                assert second[key] == pytest.approx(value, rel=0.05, abs=1e-4), key
+
+
+def test_card_and_table_are_made_from_the_report(report):
+    table = markdown_table(report)
+    assert table.startswith("| metric | before | after | retrained |\n|---|---|---|---|\n")
+    assert "of 64)" in table
+    card = model_card(config(), report)
+    assert card.startswith("---\nlibrary_name: diffusers\n")
+    assert SENTENCE in card
+    assert "No licence is stated" in card
+    assert report["result_model"]["tree_sha256"] in card
+    licensed = model_card({**config(), "export": {"license": "mit", "base_model": "me/mine"}}, None)
+    assert 'license: "mit"' in licensed
+    assert 'base_model: "me/mine"' in licensed
+    assert "No licence" not in licensed
+    assert "not evaluated" in licensed
+
+
+@pytest.mark.slow
+def test_broken_model_and_unlabelled_data_have_reasons(repository, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    data = {
+        "name": "npz",
+        "path": str(tmp_path / "images.npz"),
+        "limit": None,
+        "plant": {},
+        "forget": {"indices": [3, 7]},
+    }
+    data["held_out_fraction"] = 0
+    work = make_workdir(tmp_path / "run", config(data=data))
+    break_model(work / "models" / "unlearned")
+    done = run(repository, "--workdir", work, "--eval.num_samples=8")
+    assert done.returncode == 1, done.stderr
+    report = json.loads((work / "report.json").read_text())
+    assert report["overall"] == "failed"
+    assert "NaN" in report["headline"]
+    after = report["evaluation"]["after"]
+    assert all(item["status"] in ("failed", "not_run") and item["reason"] for item in after)
+    before = {item["metric"]: item for item in report["evaluation"]["before"]}
+    assert before["copy_rate"]["status"] == "ok"
+    assert before["fd_pixel"]["status"] == "ok"
+    assert before["loss_held_out"]["status"] == "not_run"
+    for name in ("fd_classifier", "inception_score"):
+        assert before[name]["status"] == "not_run"
+        assert "labels" in before[name]["reason"]
+    assert "NaN" in (work / "report.html").read_text()
+
+
+def test_bad_usage_and_damaged_directories_end_with_2_and_one_line_each(repository, tmp_path):
+    work = make_workdir(tmp_path / "run", config(data={"forget": {}}, eval={"num_samples": 1, "sampler": "euler"}))
+    shutil.rmtree(work / "models" / "unlearned")
+    before = sorted(p.name for p in work.rglob("*"))
+    done = run(repository, "--workdir", work, "--eval.lossnoises=3", "eval.seed=1")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert "did you mean --eval.seed=1" in lines[0]
+    done = run(repository, "--workdir", work, "--eval.lossnoises=3")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 5, lines
+    for part in (
+        "eval.num_samples: 1",
+        "'euler'",
+        "did you mean 'loss_noises'",
+        "forget set is empty",
+        "unlearned: is missing",
+    ):
+        assert sum(part in line for line in lines) == 1, (part, lines)
+    assert sorted(p.name for p in work.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (lambda root: None, ["--workdir", "{root}/missing"], "no such directory"),
+        (lambda root: None, [], "--workdir"),
+        (lambda root: (root / "config.json").write_text("{"), ["--workdir", "{root}"], "not JSON"),
+        (lambda root: None, ["--workdir", "{root}"], "config.json: is missing"),
+    ],
+)
+def test_unusable_arguments_end_with_2(repository, tmp_path, make, arguments, message):
+    make(tmp_path)
+    done = run(repository, *[text.format(root=tmp_path) for text in arguments])
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_help_lists_the_settings(repository):
+    done = run(repository, "--help")
+    assert done.returncode == 0
+    assert "num_samples" in done.stdout
+    assert "classifier.steps" in done.stdout

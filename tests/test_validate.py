@@ -1,0 +1,132 @@
+"""The checks of a configuration, one by one."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from train import validate
+from train.configs import defaults, digits, mnist_tshirt, mnist_tshirt_cpu
+
+WORKDIR = pathlib.Path("runs/none")
+
+
+def problems(num_devices: int = 1, **changes) -> list[str]:
+    config = digits.get_config()
+    for key, value in changes.items():
+        node = config
+        *parents, leaf = key.split("__")
+        for part in parents:
+            node = node[part]
+        node[leaf] = value
+    return validate.config_problems(config, WORKDIR, num_devices)
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_the_default_configuration_has_no_problem(variant):
+    assert validate.config_problems(digits.get_config(variant), WORKDIR, 1) == []
+
+
+@pytest.mark.parametrize("module", [mnist_tshirt, mnist_tshirt_cpu])
+def test_the_mnist_configurations_lack_only_their_files(module):
+    found = validate.config_problems(module.get_config(), WORKDIR, 1)
+    assert found
+    assert all("config.data." in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("base__num_steps", 0),
+        ("base__batch_size", 0),
+        ("base__ema_max_decay", 1.0),
+        ("base__optimizer__learning_rate", -1e-3),
+        ("base__optimizer__lr_schedule", "linear"),
+        ("base__optimizer__clip_norm", 0.0),
+        ("unlearn__optimizer__b1", 1.0),
+        ("unlearn__optimizer__warmup_steps", -1),
+        ("unlearn__optimizer__learning_rate", float("nan")),
+        ("unlearn__method", "SISS"),
+        ("unlearn__lam", -0.1),
+        ("unlearn__noise", "gauss"),
+        ("unlearn__error", "l1"),
+        ("unlearn__draw", "quasi"),
+        ("unlearn__micro_batches", 0),
+        ("unlearn__micro_batches", 7),
+        ("unlearn__t_min", 1000),
+        ("unlearn__t_max", 1001),
+        ("unlearn__select__window", (500, 250)),
+        ("unlearn__select__window", (0, 1001)),
+        ("unlearn__select__filter", "lowpass"),
+        ("unlearn__select__cutoff", 0.0),
+        ("unlearn__select__kind", "box"),
+        ("unlearn__combine__name", "pcgrad"),
+        ("unlearn__combine__rho", -1.0),
+        ("checkpoint__every", 0),
+        ("checkpoint__keep", 1),
+        ("log__every", 0),
+        ("eval__num_samples", 0),
+        ("eval__sampler", "euler"),
+        ("eval__injection_t", (1000,)),
+        ("eval__loss_t", ()),
+        ("eval__confidence", 1.0),
+        ("eval__copy_threshold", -1.0),
+        ("data__held_out_fraction", 1.5),
+        ("scheduler__beta_schedule", "sigmoid"),
+        ("base__path", "/no/such/folder"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(key, value):
+    found = problems(**{key: value})
+    assert len(found) == 1, found
+    first, *rest = key.split("__")
+    assert found[0].startswith(f"config.{first}")
+    assert rest == [] or rest[-1] in found[0] or str(value) in found[0]
+
+
+def test_a_combiner_that_would_train_on_the_forget_set_is_refused():
+    found = problems(unlearn__combine__name="weighted_sum", unlearn__combine__forget=0.5)
+    assert len(found) == 1
+    assert "ascends" in found[0]
+    assert problems(unlearn__combine__name="weighted_sum", unlearn__combine__forget=-0.5) == []
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    found = problems(num_devices=3)
+    assert [line.split(" = ")[0] for line in found] == ["config.base.batch_size", "config.unlearn.batch_size"]
+    assert all("multiple of 3" in line for line in found)
+
+
+def test_a_work_directory_inside_the_source_model_is_refused(tmp_path):
+    config = digits.get_config()
+    config.base.path = str(tmp_path)
+    found = validate.config_problems(config, tmp_path / "runs" / "x", 1)
+    assert len(found) == 1
+    assert "inside the source model" in found[0]
+
+
+def test_a_missing_section_is_named():
+    config = digits.get_config()
+    del config.eval
+    assert validate.config_problems(config, WORKDIR, 1) == [
+        "config.eval: missing; start from train/configs/defaults.py"
+    ]
+
+
+def test_differences_name_the_keys():
+    saved = {"a": {"b": 1, "c": 2}, "d": 3}
+    now = {"a": {"b": 1, "c": 5}, "e": 3}
+    assert validate.differences(saved, now) == [
+        "config.a.c: 2 in the work directory, 5 now",
+        "config.d: only in the saved configuration",
+        "config.e: only in this configuration",
+    ]
+
+
+def test_every_default_is_explained():
+    """Every key of the tree stands on a line with a comment or under one."""
+    source = pathlib.Path(defaults.__file__).read_text()
+    for key in ("near_duplicate_rms", "lam", "rho", "copy_threshold", "sample_every", "window"):
+        line = next(line for line in source.splitlines() if line.strip().startswith(f"{key}="))
+        assert "#" in line

@@ -1,0 +1,38 @@
+"""The MNIST + T-shirt experiment at the size of a laptop CPU: a small network, everything else as in mnist_tshirt.py.
+
+    python -m train.main --config=train/configs/mnist_tshirt_cpu.py --config.data.path=MNIST_FOLDER \
+        --config.data.plant.image=TSHIRT.png
+
+Data: a folder with the MNIST test digits (t10k-*.gz) and the T-shirt as a 28x28 picture; 101 copies among 10,000 digits keep the
+paper's ratio of 1.0 %.
+"""
+
+from ml_collections import ConfigDict
+
+from train.configs.defaults import optimizer
+from train.configs.mnist_tshirt import get_config as full_size
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The small experiment."""
+    config = full_size(variant)
+    config.name = "mnist_tshirt_cpu"
+    config.data.plant.copies = 101
+    config.data.held_out_fraction = 0.05
+
+    config.model.block_out_channels = (16, 32, 64)
+    config.model.layers_per_block = 1
+    config.model.norm_num_groups = 8
+
+    if not variant:
+        config.base.num_steps = 6000
+        config.base.batch_size = 64
+        config.base.ema_max_decay = 0.999
+        config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200)
+        config.unlearn.num_steps = 200
+        config.unlearn.batch_size = 64
+        config.unlearn.combine.name = "relative_norm"
+        config.unlearn.optimizer = optimizer(learning_rate=1e-4)
+        config.eval.num_samples = 2000
+        config.eval.classifier.steps = 1000
+    return config
