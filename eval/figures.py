@@ -54,6 +54,22 @@ def _axes(x: str, y: str):
     return figure, axes
 
 
+def _logarithmic(axes) -> None:
+    """A logarithmic y axis with plain numbers, where the values span enough for one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    data = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) > 2]
+    if data and min(map(np.min, data)) > 0 and max(map(np.max, data)) / min(map(np.min, data)) < 4:
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
+    axes.yaxis.set_minor_formatter(plain if high / low < 100 else NullFormatter())
+    axes.tick_params(which="minor", colors=INK, labelsize=9)
+
+
 def _svg(figure) -> str:
     import matplotlib
 
@@ -85,7 +101,7 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str | None:
         at = points[window - 1 :, 0]
         axes.plot(at, smooth, color=line.get_color(), linewidth=2, label=part.removeprefix("loss/"))
     if all(np.all(points[:, 1] > 0) for points in series.values()):
-        axes.set_yscale("log")
+        _logarithmic(axes)
     _legend(axes)
     return _svg(figure)
 
@@ -102,7 +118,7 @@ def _loss(report, columns: Mapping[str, Column], metric: str) -> str | None:
             axes.plot(t, column.arrays[which].mean(axis=0), style, color=colour, label=label, markersize=4)
     if not axes.lines:
         return None
-    axes.set_yscale("log")
+    _logarithmic(axes)
     _legend(axes)
     return _svg(figure)
 
@@ -126,7 +142,7 @@ def _nearest_forget(columns: Mapping[str, Column], refs: References) -> str | No
         threshold, strict = float(refs.calibration.threshold[0]), float(refs.calibration.strict_threshold[0])
         axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="copy threshold")
         axes.axvline(strict, color=INK, linewidth=1, linestyle=":", label="strict threshold")
-    axes.set_yscale("log")
+    _logarithmic(axes)
     _legend(axes)
     return _svg(figure)
 

@@ -150,7 +150,9 @@ def _usable(report, metric: str) -> bool:
 
 
 def _short(item: Entry | None, metric: str) -> str:
-    return "?" if item is None or item["value"] is None else number(item["value"], metric)
+    if item is None or item["value"] is None:
+        return "none" if item is None else item["status"].replace("_", " ")
+    return number(item["value"], metric)
 
 
 def _samples(report, columns: Mapping[str, Column]) -> str:

@@ -39,7 +39,8 @@ def number(value: float, metric: str = "") -> str:
     ('5.1 %', '0.15 %', '0.318', '1234')
     """
     if metric in SHARES:
-        return f"{value:.1%}".replace("%", " %") if value >= 0.01 or value == 0 else f"{value:.2%}".replace("%", " %")
+        digits = 0 if value in (0, 1) else 1 if value >= 0.01 else 2
+        return f"{100 * value:.{digits}f} %"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -86,6 +87,8 @@ def limitations(unique: int, settings: Mapping[str, Any], near_duplicates: int) 
     out = [
         f"The bound on copies holds for unconditional samples of this sampler ({settings['sampler']}, "
         f"{settings['sampling_steps']} steps), not for other ways of asking the model.",
+        "A copy is found by its distance alone. Broken samples (noise, flat grey) can lie below the copy threshold of a "
+        "grey image as well; the strict count and the sample grids tell them apart.",
         "A dimmed memory can pass the counts and the tests at large t; look at the smallest t of injection and loss.",
         "A forget loss above the level of a retrained model is a trace of its own, not better forgetting.",
         "The rank of a forget image has no absolute meaning; compare it with a retrained model.",

@@ -155,6 +155,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_decay is not None:
+            if ema_params is None:
+                raise ValueError("ema_decay needs state.ema_params: build the state with init_state(..., ema=True)")
             decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
             ema_params = optax.incremental_update(params, ema_params, 1 - decay)
         metrics = {

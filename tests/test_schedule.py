@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 
 from jaxunlearn import schedule as schedules
 from jaxunlearn.schedule import SCHEDULES, Schedule, cosine, from_betas, linear, per_example, scaled_linear
+from tests import oracle
 
 TABLES = {
     "linear": oracle.linear_table(),

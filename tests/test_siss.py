@@ -7,9 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-import tiny_model as tm
 
 from jaxunlearn import Batch, Draw, Example, bernoulli, filtered, low_pass, siss, siss_no_is, sum_squares
 from jaxunlearn.combine import fixed_norm
@@ -17,6 +15,8 @@ from jaxunlearn.objectives import importance_weights, log_ratio, mixture_sample,
 from jaxunlearn.schedule import linear
 from jaxunlearn.step import term_grads
 from jaxunlearn.timesteps import stratified_uniform, uniform
+from tests import oracle
+from tests import tiny_model as tm
 
 SCHEDULE = linear(1000)
 

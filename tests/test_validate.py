@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+
 from train import validate
 from train.configs import defaults, digits, mnist_tshirt, mnist_tshirt_cpu
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import pytest
 
 from jaxunlearn import Batch, Draw, Example, erasediff, filtered, low_pass, sum_squares, weighted, window
 from jaxunlearn.schedule import linear
+from tests import oracle
 
 SCHEDULE = linear(1000)
 NOISE = erasediff(SCHEDULE).draw_extra
@@ -21,6 +22,14 @@ SELECTIONS = {
     "filter": filtered(sum_squares, low_pass(0.5)),
     "both": weighted(filtered(sum_squares, low_pass(0.5)), window(250, 750)),
 }
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that are large for what they compute: XLA need not polish them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def predict(params, x, t, cond=None):

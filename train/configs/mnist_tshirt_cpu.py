@@ -3,8 +3,8 @@
     python -m train.main --config=train/configs/mnist_tshirt_cpu.py --config.data.path=MNIST_FOLDER \
         --config.data.plant.image=TSHIRT.png
 
-Data: a folder with the MNIST test digits (t10k-*.gz) and the T-shirt as a 28x28 picture; 101 copies among 10,000 digits keep the
-paper's ratio of 1.0 %.
+Data: a folder with the MNIST test digits (t10k-*.gz) and the T-shirt as a 28x28 picture; 101 copies among 10,000 digits
+keep the paper's ratio of 1.0 %.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,203 @@
+"""What every entry of METHODS promises, with and without selections in time and frequency.
+
+One program holds a method's steps for all selections under two optimisers, so three compilations a method serve all
+comparisons between devices.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxunlearn import METHODS, init_state, make_train_step
+from jaxunlearn.methods import make_combine, make_objective
+from jaxunlearn.parallel import make_mesh, pmap_step, replicate, sharded_step
+from jaxunlearn.step import term_grads
+from jaxunlearn.timesteps import uniform
+from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+CASES = [(m, s) for m in METHODS for s in tm.SELECTIONS if s == "none" or METHODS[m].forget_sign]
+SGD_RATE = {"neggrad": 1e-2}
+"""Of plain SGD, where 1e-4 would hardly move: NegGrad's weight is 0.01."""
+STEPS = 10
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+case = pytest.mark.parametrize(("name", "selection"), CASES)
+
+
+def objective_of(name, selection):
+    error = tm.SELECTIONS[selection]
+    return make_objective(name, tm.SCHEDULE, **({} if error is None else {"forget_error": error}))
+
+
+@functools.cache
+def compiled_terms(name, selection):
+    objective = objective_of(name, selection)
+    return jax.jit(lambda p, batch, draw: objective(tm.predict, p, batch, draw))
+
+
+def rows(t=(10, 300, 500, 600, 999)):
+    return tm.arrays(len(t), t=t)
+
+
+@case
+def test_terms_are_finite_numbers_per_example_and_jit_equals_eager(name, selection):
+    batch, draw = tm.batch_and_draw(rows())
+    objective = objective_of(name, selection)
+    terms, aux = compiled_terms(name, selection)(tm.params(), batch, draw)
+    assert set(terms) == set(objective.terms)
+    assert objective.forget_sign == METHODS[name].forget_sign
+    assert ("forget" in terms) == (objective.forget_sign != 0)
+    for value in (*terms.values(), *aux.values()):
+        assert value.shape == (5,)
+        assert value.dtype == jnp.float32
+        assert np.all(np.isfinite(value))
+    for value in terms.values():
+        assert np.all(value >= 0)  # never signed
+    eager_terms, eager_aux = objective(tm.predict, tm.params(), batch, draw)
+    tm.close((terms, aux), (eager_terms, eager_aux), 1e-5)
+
+
+@case
+def test_examples_do_not_mix(name, selection):
+    a = rows()
+    run = compiled_terms(name, selection)
+    before, aux_before = run(tm.params(), *tm.batch_and_draw(a))
+    changed = {k: v.copy() for k, v in a.items()}
+    others = tm.arrays(5, seed=9)
+    for k in ("x0", "a0", "eps", "noise"):
+        changed[k][2] = others[k][2]
+    changed["t"][2] = 420
+    changed["u"][2] = 0.9 if a["u"][2] < 0.5 else 0.1
+    after, aux_after = run(tm.params(), *tm.batch_and_draw(changed))
+    for x, y in zip(jax.tree.leaves((before, aux_before)), jax.tree.leaves((after, aux_after))):
+        assert np.array_equal(np.delete(x, 2), np.delete(y, 2))
+    assert all(before[k][2] != after[k][2] for k in before)
+    # The order of the examples does not matter.
+    order = np.array([3, 0, 4, 1, 2])
+    shuffled, _ = run(tm.params(), *tm.batch_and_draw({k: v[order] for k, v in a.items()}))
+    tm.close(shuffled, {k: v[order] for k, v in before.items()}, 1e-6)
+
+
+@case
+def test_half_precision_network_gives_float32_terms(name, selection):
+    batch, draw = tm.batch_and_draw(rows())
+    objective = objective_of(name, selection)
+
+    def half(params, x, t, cond):
+        params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        return tm.predict(params, x.astype(jnp.bfloat16), t, cond)
+
+    terms, _ = jax.eval_shape(lambda p: objective(half, p, batch, draw), tm.params())
+    assert all(v.dtype == jnp.float32 for v in terms.values())
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].forget_sign])
+@pytest.mark.parametrize("selection", ["window", "both"])
+def test_no_row_in_the_window_gives_no_forget_update(name, selection):
+    batch, draw = tm.batch_and_draw(rows(t=(0, 100, 249, 750, 999)))
+    objective, combine = objective_of(name, selection), make_combine(name)
+
+    @jax.jit
+    def run(p):
+        grads, terms, _ = term_grads(objective, tm.predict, p, batch, draw)
+        direction, _, metrics = combine.apply(grads, (), jnp.int32(0))
+        return grads, terms, direction, metrics
+
+    grads, terms, direction, metrics = run(tm.params())
+    assert terms["forget"] == 0
+    assert all(np.all(g == 0) for g in jax.tree.leaves(grads["forget"]))
+    assert all(np.isfinite(v) for v in metrics.values())
+    for key, got in direction.items():
+        assert np.array_equal(got, grads["keep"][key] if "keep" in grads else np.zeros_like(got))
+        assert "keep" not in grads or np.any(got != 0)
+
+
+class CountedPredict:
+    """The network, counting how often it is traced."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def __call__(self, *args):
+        self.traces += 1
+        return tm.predict(*args)
+
+
+def optimiser(name, label):
+    if label == "sgd":
+        return optax.sgd(SGD_RATE.get(name, 1e-4))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def quick_pairs(name):
+    """Selections and optimisers, each of both once: a quick half of all pairs."""
+    if METHODS[name].forget_sign == 0:
+        return ("none", "sgd"), ("none", "adamw")
+    return tuple(zip(tm.SELECTIONS, ("sgd", "adamw", "sgd", "adamw")))
+
+
+def other_pairs(name):
+    """The other half."""
+    return tuple((s, {"sgd": "adamw", "adamw": "sgd"}[o]) for s, o in quick_pairs(name))
+
+
+@functools.cache
+def trained(name, pairs):
+    """``({form: {(selection, optimiser): parameters after 10 steps}}, {form: traces after the first step})``."""
+    batch, _ = tm.batch_and_draw(tm.arrays(16))
+    predict, combine = CountedPredict(), make_combine(name)
+    txs = [optimiser(name, label) for _, label in pairs]
+    steps = [make_train_step(objective_of(name, s), combine, predict, tx) for (s, _), tx in zip(pairs, txs)]
+    step, draw_fn = tm.together(steps), uniform(1000, extra=tm.NOISE)
+    forms = {
+        "1": lambda: sharded_step(step, draw_fn, make_mesh(jax.devices()[:1])),
+        "8": lambda: sharded_step(step, draw_fn, make_mesh()),
+        "pmap": lambda: pmap_step(step, draw_fn),
+    }
+    out, traces = {}, {}
+    for form, make in forms.items():
+        state = tm.Together(jnp.zeros((), jnp.int32), tuple(init_state(tm.params(), tx, combine) for tx in txs))
+        if form != "pmap":
+            state = replicate(state, make_mesh(jax.devices()[: int(form)]))
+        run = make()
+        for i in range(STEPS):
+            state, metrics = run(state, jax.random.key(7), batch)
+            jax.block_until_ready((state, metrics))
+            if i == 0:
+                predict.traces = 0
+        traces[form] = predict.traces
+        if form != "pmap":
+            assert run._cache_size() == 1
+        out[form] = {pair: jax.device_get(s.params) for pair, s in zip(pairs, state.states)}
+        assert all(float(m["finite"]) == 1 for m in metrics)
+        assert int(state.step) == STEPS
+    return out, traces
+
+
+def compare(name, pairs):
+    out, traces = trained(name, pairs)
+    start = tm.params()
+    for pair in pairs:
+        one = out["1"][pair]
+        moved = max(np.abs(one[k] - start[k]).max() for k in start)
+        assert moved > 1e-3  # far more than the tolerance
+        tm.close(out["8"][pair], one, 1e-5)
+        tm.close(out["pmap"][pair], one, 1e-5)
+    assert traces == {"1": 0, "8": 0, "pmap": 0}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_device_equals_eight_equals_pmap_after_ten_steps_and_each_compiles_once(name):
+    compare(name, quick_pairs(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].forget_sign])
+def test_the_same_with_the_optimisers_exchanged(name):
+    compare(name, other_pairs(name))
