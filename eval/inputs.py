@@ -117,9 +117,8 @@ def _load(path: pathlib.Path, column: str, config: Mapping[str, Any]) -> Diffuse
     """A model; the run's own scheduler serves folders of the user that have none."""
     if column == "retrained":
         return load(path)
-    files = ("scheduler/scheduler_config.json", "scheduler_config.json")
-    given = None if any((path / name).is_file() for name in files) else config.get("scheduler")
-    return load(path, (config.get("base") or {}).get("variant"), scheduler=given)
+    variant = (config.get("base") or {}).get("variant")
+    return load(path, variant, default_scheduler=config.get("scheduler"))
 
 
 def _misfits(models: Mapping[str, DiffusersModel], split: Split, settings: Mapping[str, Any]) -> list[str]:

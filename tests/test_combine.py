@@ -16,6 +16,9 @@ from jaxunlearn.methods import make_combine, make_objective
 from jaxunlearn.step import term_grads
 from tests import oracle
 from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MADE = {
     "weighted_sum": weighted_sum(keep=1.0, forget=-0.5),

@@ -159,13 +159,13 @@ def test_unet_folder_alone_needs_a_scheduler(tmp_path):
     source = write(tmp_path / "m", {"config.json": unet_json(), WEIGHTS: TENSORS})
     with pytest.raises(ValueError, match="give the scheduler's keys"):
         folders.load(source)
-    model = folders.load(source, scheduler={"num_train_timesteps": 30})
+    model = folders.load(source, default_scheduler={"num_train_timesteps": 30})
     assert (model.schedule.num_steps, model.source.layout) == (30, "unet")
     notes = folders.save(tmp_path / "out", model)
     assert notes == ["no scheduler_config.json was written, as the source has none"]
     assert contents(tmp_path / "out") == contents(source)
-    with pytest.raises(ValueError, match="has its own scheduler"):
-        folders.load(nested(tmp_path / "n"), scheduler={})
+    own = folders.load(nested(tmp_path / "n"), default_scheduler={"num_train_timesteps": 30})
+    assert own.scheduler_json == SCHEDULER
 
 
 def test_a_pipeline_of_ddim_samples_with_ddim(tmp_path):

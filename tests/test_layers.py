@@ -1,5 +1,7 @@
 """The fast forms of the layers against textbook forms in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +10,22 @@ import pytest
 from jaxunlearn.models import layers
 
 P = jax.P
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def pullback(function, *arguments):
+def eager_pullback(function, *arguments):
     """Values and all gradients for a fixed cotangent."""
-    out, back = jax.vjp(jax.jit(function), *arguments)
+    out, back = jax.vjp(function, *arguments)
     return [out, *back(jnp.asarray(normal(99, *out.shape), out.dtype))]
+
+
+def pullback(function, *arguments):
+    """The same under jit."""
+    return quick_jit(functools.partial(eager_pullback, function))(*arguments)
 
 
 def assert_trees_close(actual, expected, rtol):
@@ -87,7 +95,7 @@ def test_group_norm_where_the_mean_is_far_larger_than_the_deviation(offset):
 def test_gradient_of_a_bias_keeps_its_bits():
     """One long float32 sum of 2^20 numbers would be wrong in the fourth digit."""
     dy = np.full((1, 1024, 1024, 1), 0.1, np.float32)
-    back = jax.jit(lambda b: jax.vjp(lambda b: layers.add_bias(jnp.zeros_like(dy), b), b)[1](jnp.asarray(dy))[0])
+    back = quick_jit(lambda b: jax.vjp(lambda b: layers.add_bias(jnp.zeros_like(dy), b), b)[1](jnp.asarray(dy))[0])
     exact = float(np.float32(0.1)) * 2**20
     np.testing.assert_allclose(back(jnp.zeros(1)), exact, rtol=2e-6)
 
@@ -97,7 +105,7 @@ def test_fast_forms_under_vmap(name):
     make, arguments = CASES[name]
     arguments = [jnp.asarray(a, jnp.float32) for a in arguments()]
     stacked = [jnp.stack([a, 2 * a]) for a in arguments]
-    both = jax.vmap(lambda *a: pullback(make(True), *a))(*stacked)
+    both = quick_jit(jax.vmap(functools.partial(eager_pullback, make(True))))(*stacked)
     for i, factor in enumerate((1, 2)):
         one = pullback(make(True), *[factor * a for a in arguments])
         assert_trees_close([b[i] for b in both], one, 1e-5)
@@ -125,7 +133,7 @@ def test_fast_forms_under_shard_map(name, varying):
         return tuple(g if d or not varying else jax.lax.psum(g, "data") for g, d in zip(out, is_data))
 
     specs = tuple(P("data") if d else P() for d in is_data)
-    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs))
+    sharded = quick_jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs))
     assert_trees_close(sharded(*arguments), gradients(make(False))(*arguments), 1e-5)
 
 
@@ -178,3 +186,13 @@ def test_convolution_and_dense_oracles(x64):
     kernel = normal(3, 3, 7)
     result = layers.Dense(7, dtype=jnp.float64).apply({"params": {"kernel": kernel, "bias": np.ones(7)}}, x)
     np.testing.assert_allclose(result, np.asarray(x) @ kernel + 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("module", [layers.Conv(64), layers.Dense(64)])
+def test_new_layers_have_the_distribution_of_torch(module):
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernel and bias."""
+    params = module.init(jax.random.key(0), jnp.zeros((1, 3, 3, 32)))["params"]
+    bound = 1 / np.sqrt(np.prod(params["kernel"].shape[:-1]))
+    for leaf in params.values():
+        assert 0.9 * bound < float(jnp.abs(leaf).max()) <= bound
+    np.testing.assert_allclose(float(params["kernel"].std()), bound / np.sqrt(3), rtol=0.05)

@@ -17,6 +17,9 @@ from jaxunlearn.step import term_grads
 from jaxunlearn.timesteps import stratified_uniform, uniform
 from tests import oracle
 from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SCHEDULE = linear(1000)
 

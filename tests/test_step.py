@@ -16,6 +16,9 @@ from jaxunlearn.methods import make_combine, make_objective
 from jaxunlearn.step import accumulated_term_grads, term_grads
 from tests import oracle
 from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RATE = 1e-2
 
@@ -85,7 +88,9 @@ def test_micro_batches_give_the_same_direction(name):
             out[count] = combine.apply(grads, (), jnp.int32(0))[0], grads, terms, aux
         # Combining in each micro-batch and averaging afterwards is another direction.
         parts = [
-            combine.apply(term_grads(objective, tm.predict, p, *jax.tree.map(lambda x: x[rows], (batch, draw)))[0], (), 0)
+            combine.apply(
+                term_grads(objective, tm.predict, p, *jax.tree.map(lambda x: x[rows], (batch, draw)))[0], (), 0
+            )
             for rows in (slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16))
         ]
         wrong = jax.tree.map(lambda *x: sum(x) / 4, *(direction for direction, _, _ in parts))
@@ -107,9 +112,7 @@ def test_micro_batches_must_divide():
     with pytest.raises(ValueError, match="6 examples does not divide into 4"):
         jax.eval_shape(step, state, batch, draw)
     with pytest.raises(ValueError, match="micro_batches must be at least 1"):
-        make_train_step(
-            make_objective("siss", tm.SCHEDULE), make_combine("siss"), tm.predict, adam(), micro_batches=0
-        )
+        make_train_step(make_objective("siss", tm.SCHEDULE), make_combine("siss"), tm.predict, adam(), micro_batches=0)
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,5 +1,6 @@
 """The UNet: golden outputs of diffusers, fast against textbook form, config refusals, inputs, initial values."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -18,6 +19,9 @@ _spec = importlib.util.spec_from_file_location("make_golden_unet", ROOT / "scrip
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)
 
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles in a third of the time; the code is slower, which does not matter here."""
+
 TINY = dict(
     in_channels=1,
     out_channels=1,
@@ -27,6 +31,12 @@ TINY = dict(
     attention_head_dim=4,
     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+)
+ONE_LEVEL = TINY | dict(
+    block_out_channels=(8,),
+    down_block_types=("AttnDownBlock2D",),
+    up_block_types=("AttnUpBlock2D",),
+    mid_block_type=None,
 )
 
 
@@ -45,42 +55,47 @@ def tiny():
     return UNet2D(config), golden_params(config, 0)
 
 
+@pytest.fixture(scope="module")
+def one_level():
+    config = UNet2DConfig(**ONE_LEVEL)
+    return UNet2D(config), golden_params(config, 0)
+
+
 @pytest.mark.parametrize("name", golden.CASES)
 def test_golden(name):
+    """Outputs of diffusers, and for one case its gradients too."""
     file = np.load(ROOT / "tests" / "golden" / f"unet2d_{name}.npz")
     stored = json.loads(str(file["config"]))
     assert stored == json.loads(json.dumps(golden.CASES[name]))
     config = UNet2DConfig.from_dict(stored)
     params = golden_params(config, int(file["seed"]))
     labels = file["labels"] if file["labels"].size else None
+
+    def loss(params):
+        out = UNet2D(config).apply({"params": params}, file["x"], file["t"], labels)
+        return jnp.mean(jnp.square(out)), out
+
     with jax.default_matmul_precision("highest"):
-        out = jax.jit(UNet2D(config).apply)({"params": params}, file["x"], file["t"], labels)
+        if name == "scale_shift":
+            grads, out = quick_jit(jax.grad(loss, has_aux=True))(params)
+            tensors = convert.to_diffusers(grads)
+            norms = [np.linalg.norm(tensors[name].astype(np.float64)) for name in sorted(tensors)]
+            largest = max(file["gradient_norms"])
+            np.testing.assert_allclose(norms, file["gradient_norms"], rtol=1e-4, atol=1e-6 * largest)
+        else:
+            out = quick_jit(loss)(params)[1]
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, file["out"], rtol=0, atol=2e-5 * max(1, np.abs(file["out"]).max()))
 
 
-def test_golden_gradients():
-    file = np.load(ROOT / "tests" / "golden" / "unet2d_scale_shift.npz")
-    config = UNet2DConfig.from_dict(golden.CASES["scale_shift"])
-    params = golden_params(config, int(file["seed"]))
-    module = UNet2D(config)
-
-    def loss(params):
-        return jnp.mean(jnp.square(module.apply({"params": params}, file["x"], file["t"])))
-
-    tensors = convert.to_diffusers(jax.jit(jax.grad(loss))(params))
-    norms = [np.linalg.norm(tensors[name].astype(np.float64)) for name in sorted(tensors)]
-    np.testing.assert_allclose(norms, file["gradient_norms"], rtol=1e-4, atol=1e-6 * max(file["gradient_norms"]))
-
-
-def test_fast_and_textbook_forms_are_one_function(tiny, x64):
-    module, params = tiny
+def test_fast_and_textbook_forms_are_one_function(one_level, x64):
+    module, params = one_level
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
     x, t = images(2, 8, 8, 1).astype(jnp.float64), jnp.array([3, 700])
 
     def results(fast):
         one = UNet2D(module.config, dtype=jnp.float64, fast=fast)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.square(one.apply({"params": p}, x, t)))))(params)
+        return quick_jit(jax.value_and_grad(lambda p: jnp.mean(jnp.square(one.apply({"params": p}, x, t)))))(params)
 
     (value, grads), (expected_value, expected) = results(True), results(False)
     assert value.dtype == jnp.float64
@@ -90,11 +105,11 @@ def test_fast_and_textbook_forms_are_one_function(tiny, x64):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-12 * largest), grads, expected)
 
 
-def test_compiles_once_keeps_examples_apart_and_takes_scalar_or_float_t(tiny):
-    module, params = tiny
+def test_compiles_once_keeps_examples_apart_and_takes_scalar_or_float_t(one_level):
+    module, params = one_level
     traces = []
 
-    @jax.jit
+    @quick_jit
     def apply(x, t):
         traces.append(1)
         return module.apply({"params": params}, x, t)
@@ -111,38 +126,36 @@ def test_compiles_once_keeps_examples_apart_and_takes_scalar_or_float_t(tiny):
     np.testing.assert_allclose(apply(x, jnp.array([5.0, 5.0])), same, atol=1e-6)
 
 
-def test_bfloat16_is_close_and_the_output_has_the_type_of_the_input(tiny):
-    module, params = tiny
-    x, t = images(2, 8, 8, 1), jnp.array([3, 700])
-    exact = module.apply({"params": params}, x, t)
-    half = UNet2D(module.config, dtype=jnp.bfloat16).apply({"params": params}, x, t)
+def test_bfloat16_is_close_and_the_output_has_the_type_of_the_input(one_level):
+    module, params = one_level
+    x, t = images(2, 4, 4, 1), jnp.array([3, 700])
+    exact = quick_jit(module.apply)({"params": params}, x, t)
+    half = quick_jit(UNet2D(module.config, dtype=jnp.bfloat16).apply)({"params": params}, x, t)
     assert half.dtype == jnp.float32
     difference = float(jnp.abs(half - exact).max())
     assert 0 < difference < 0.05 * float(jnp.abs(exact).max())
 
 
-def test_dropout_only_when_asked_for(tiny):
-    _, params = tiny
-    module = UNet2D(UNet2DConfig(**TINY, dropout=0.5))
-    x, t = images(2, 8, 8, 1), jnp.array([3, 700])
-    plain = UNet2D(UNet2DConfig(**TINY)).apply({"params": params}, x, t)
-    np.testing.assert_array_equal(module.apply({"params": params}, x, t), plain)
-    one, same, other = (
-        module.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": jax.random.key(seed)})
-        for seed in (0, 0, 1)
-    )
+def test_dropout_only_when_asked_for(one_level):
+    plain_module, params = one_level
+    module = UNet2D(UNet2DConfig(**ONE_LEVEL, dropout=0.5))
+    x, t = images(2, 4, 4, 1), jnp.array([3, 700])
+    plain = quick_jit(plain_module.apply)({"params": params}, x, t)
+    np.testing.assert_array_equal(quick_jit(module.apply)({"params": params}, x, t), plain)
+    apply = quick_jit(lambda key: module.apply({"params": params}, x, t, deterministic=False, rngs={"dropout": key}))
+    one, same, other = (apply(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert float(jnp.abs(one - other).max()) > 1e-4
     assert float(jnp.abs(one - plain).max()) > 1e-4
 
 
 def test_class_embedding_types():
-    config = UNet2DConfig(**TINY, class_embed_type="identity")
+    config = UNet2DConfig(**ONE_LEVEL, class_embed_type="identity")
     params = golden_params(config, 0)
     assert "class_embedding" not in params
     x, t = images(1, 4, 4, 1), jnp.array([3])
-    apply = jax.jit(lambda labels: UNet2D(config).apply({"params": params}, x, t, labels))
-    assert float(jnp.abs(apply(jnp.zeros((1, 16))) - apply(jnp.ones((1, 16)))).max()) > 1e-3
+    apply = quick_jit(lambda labels: UNet2D(config).apply({"params": params}, x, t, labels))
+    assert float(jnp.abs(apply(jnp.zeros((1, 32))) - apply(jnp.ones((1, 32)))).max()) > 1e-3
     tree = abstract_params(UNet2DConfig(**TINY, class_embed_type="timestep", num_class_embeds=3))
     assert tree["class_embedding"]["linear_1"]["kernel"].shape == (4, 16)
     tree = abstract_params(UNet2DConfig(**TINY, num_class_embeds=3))
@@ -244,14 +257,7 @@ def test_all_refusals_at_once():
     keys = ("_class_name", "time_embedding_type", "act_fn", "downsample_padding", "up_block_types", "norm_num_groups")
     with pytest.raises(ValueError) as error:
         UNet2DConfig.from_dict({**TINY, **{key: REFUSED[key] for key in keys}})
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        "_class_name",
-        "norm_num_groups",
-        "time_embedding_type",
-        "downsample_padding",
-        "act_fn",
-        "up_block_types",
-    ] or sorted(line.split(":")[0] for line in str(error.value).splitlines()) == sorted(keys)
+    assert sorted(line.split(":")[0] for line in str(error.value).splitlines()) == sorted(keys)
 
 
 def test_config_round_trip_old_names_and_defaults():
@@ -298,14 +304,3 @@ def test_initial_parameters():
     for seed in (-1, 1.5, True, "0"):
         with pytest.raises(ValueError, match="seed must be a non-negative integer"):
             init_params(config, seed)
-
-
-def test_initial_parameters_have_the_distribution_of_the_module():
-    config = UNet2DConfig(**TINY)
-    module = UNet2D(config)
-    drawn = init_params(config, 0)
-    own = jax.jit(module.init)(jax.random.key(0), images(1, 2, 2, 1), jnp.zeros(1))["params"]
-    assert jax.tree.structure(own) == jax.tree.structure(drawn)
-    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(drawn)):
-        if a.size >= 256:
-            np.testing.assert_allclose(float(a.std()), float(b.std()), rtol=0.2)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
+from jaxunlearn.models.unet2d_config import UNet2DConfig
 
 
-def split_problems(config: ConfigDict, split: Split) -> list[str]:
+def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | None) -> list[str]:
     """Problems that show only once the images are read: an empty forget set, shapes that the model cannot take."""
     problems = []
     if not len(split.forget):
         problems.append(
             "config.data.forget: names no image, so there is nothing to unlearn; give indices, files, folder, or planted"
         )
-    if config.base.path is None and len(config.model):
-        problems += shape_problems(config.model.to_dict(), split, "config.model")
+    if source is not None:
+        problems += shape_problems(source.config, split, "the model's config")
+    if source is None or config.retrain.enabled:
+        problems += shape_problems(UNet2DConfig.from_dict(config.model.to_dict()), split, "config.model")
     return problems
 
 
-def shape_problems(model: dict, split: Split, where: str) -> list[str]:
+def shape_problems(unet: UNet2DConfig, split: Split, where: str) -> list[str]:
     """How the images differ from what a UNet of this config takes."""
-    from jaxunlearn.models.unet2d_config import UNet2DConfig
-
-    unet = UNet2DConfig.from_dict(model)
     height, width, channels = split.images.shape[1:]
     problems = []
     for name in ("in_channels", "out_channels"):

@@ -8,33 +8,23 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxunlearn.io import diffusers
+from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.parallel import by_example, replicated
-from train.data_summary import shape_problems
-from train.stages import new_model, scheduler_json, unlearning_run
+from train.stages import new_model, unlearning_run
 
 
 def _megabytes(tree) -> float:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e6
 
 
-def dry_run(config: ConfigDict, split: Split, mesh: Mesh) -> str:
-    """Checks model against data and compiles the unlearning step.
+def dry_run(config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel | None) -> str:
+    """Compiles the unlearning step, of the user's model or of the one that would be trained.
 
     Returns:
       What the run would be: sizes, devices, batches, bytes.
-
-    Raises:
-      ValueError: the model folder cannot be loaded, or the images do not fit the model.
     """
-    if config.base.path is None:
-        model = new_model(config)
-    else:
-        model = diffusers.load(config.base.path, config.base.variant, scheduler=scheduler_json(config))
-        problems = shape_problems(model.config.to_dict(), split, "the model's config")
-        if problems:
-            raise ValueError("\n".join(problems))
+    model = source or new_model(config)
     run = unlearning_run(config, model, split, mesh)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), run.state)
     shape = (config.unlearn.batch_size, *split.images.shape[1:])

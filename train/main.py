@@ -59,9 +59,10 @@ def _run(arguments: Arguments) -> int:
     from jaxunlearn.io.workdir import Workdir
     from jaxunlearn.parallel import make_mesh
     from train.data_summary import split_problems, summary
+    from train.dry_run import dry_run
     from train.log import say
     from train.loop import Preempted, TerminationFlag, TrainingFailed
-    from train.stages import Runner
+    from train.stages import Runner, user_model
     from train.validate import config_problems
 
     config, workdir = arguments.config, Workdir(arguments.workdir)
@@ -79,23 +80,22 @@ def _run(arguments: Arguments) -> int:
         return _refuse(
             "\n".join(f"config.{line}" if line.startswith("data.") else line for line in str(error).splitlines())
         )
-    problems = split_problems(config, split)
+    try:
+        source = user_model(config)
+    except ValueError as error:
+        return _refuse(str(error))
+    problems = split_problems(config, split, source)
     if problems:
         return _refuse("\n".join(problems))
     say(summary(split))
     mesh = make_mesh(jax.devices()[:num_devices])
     if arguments.dry_run:
-        from train.dry_run import dry_run
-
-        try:
-            say(dry_run(config, split, mesh))
-        except ValueError as error:
-            return _refuse(str(error))
+        say(dry_run(config, split, mesh, source))
         return DONE
     if jax.process_index() == 0:
         _start_workdir(workdir, config, arguments, split)
     with TerminationFlag() as stop:
-        runner = Runner(config, workdir, split, mesh, stop)
+        runner = Runner(config, workdir, split, mesh, stop, source)
         stages = {"base": runner.base, "unlearn": runner.unlearn, "retrain": runner.retrain}
         stages |= {"eval": runner.evaluate, "export": runner.export}
         try:

@@ -135,18 +135,40 @@ def new_model(config: ConfigDict) -> diffusers.DiffusersModel:
     return diffusers.new(architecture, init_params(architecture, config.seed), scheduler_json(config))
 
 
-def source_model(config: ConfigDict, workdir: Workdir) -> diffusers.DiffusersModel:
-    """The trained model that is to be unlearned."""
+def user_model(config: ConfigDict) -> diffusers.DiffusersModel | None:
+    """The model in the user's folder, or None where the base model is trained here.
+
+    Raises:
+      ValueError: the folder cannot be loaded; one line per problem.
+    """
     if config.base.path is None:
-        return diffusers.load(workdir.model("base"))
-    return diffusers.load(config.base.path, config.base.variant, scheduler=scheduler_json(config))
+        return None
+    return diffusers.load(config.base.path, config.base.variant, default_scheduler=scheduler_json(config))
 
 
 class Runner:
-    """Runs the stages of one work directory, in order, skipping what is done."""
+    """Runs the stages of one work directory, in order, skipping what is done.
 
-    def __init__(self, config: ConfigDict, workdir: Workdir, split: Split, mesh: Mesh, stop: TerminationFlag):
+    Args:
+      config: the configuration, checked.
+      workdir: where results are.
+      split: the images.
+      mesh: the devices.
+      stop: polled; becomes true when the run shall stop.
+      source: the user's model (:func:`user_model`), or None to train one.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        split: Split,
+        mesh: Mesh,
+        stop: TerminationFlag,
+        source: diffusers.DiffusersModel | None,
+    ):
         self.config, self.workdir, self.split, self.mesh, self.stop = config, workdir, split, mesh, stop
+        self._source = source
         self._samplers: dict[Any, Callable] = {}
 
     @property
@@ -155,13 +177,13 @@ class Runner:
 
     def base(self) -> None:
         """Trains the base model on keep and forget together, unless the user brought one."""
-        if self.config.base.path is None:
+        if self._source is None:
             make_run = partial(training_run, stage="base", population=self.split.train)
             self._train("base", lambda: new_model(self.config), make_run)
 
     def unlearn(self) -> None:
         """Unlearns the forget set."""
-        self._train("unlearn", lambda: source_model(self.config, self.workdir), unlearning_run)
+        self._train("unlearn", self._source_model, unlearning_run)
 
     def retrain(self) -> None:
         """Trains the base recipe without the forget set: the yardstick."""
@@ -204,11 +226,16 @@ class Runner:
         files = {"README.md": model_card(config, report)}
         if report is not None:
             files["unlearning_report.json"] = self.workdir.report.read_bytes()
-        model = source_model(self.config, self.workdir)
-        unlearned = diffusers.load(self.workdir.model("unlearned"), self.config.base.variant)
+        model = self._source_model()
+        unlearned = diffusers.load(
+            self.workdir.model("unlearned"), self.config.base.variant, default_scheduler=scheduler_json(self.config)
+        )
         for note in diffusers.save(self.workdir.export, model.with_params(unlearned.params), files):
             say(f"export: {note}")
         say(f"export: {self.workdir.export}")
+
+    def _source_model(self) -> diffusers.DiffusersModel:
+        return self._source or diffusers.load(self.workdir.model("base"))
 
     def _train(self, stage: str, make_model: Callable, make_run: Callable[..., StageRun]) -> None:
         folder = self.workdir.model(MODEL_OF_STAGE[stage])

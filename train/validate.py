@@ -205,6 +205,7 @@ def _check_eval(p: _Problems) -> None:
     p.check("eval.seed", "0 or more", lambda v: v >= 0)
     p.check("eval.classifier.steps", "1 or more", lambda v: v >= 1)
     p.check("eval.classifier.batch_size", "1 or more", lambda v: v >= 1)
+    p.check("eval.classifier.min_accuracy", "in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 def differences(saved: dict, config: dict, prefix: str = "config") -> list[str]:

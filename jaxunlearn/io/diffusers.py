@@ -107,7 +107,7 @@ def new(config: UNet2DConfig, params: PyTree, schedule_config: Mapping[str, Any]
 
 
 def load(
-    path: str | os.PathLike, variant: str | None = None, *, scheduler: Mapping[str, Any] | None = None
+    path: str | os.PathLike, variant: str | None = None, *, default_scheduler: Mapping[str, Any] | None = None
 ) -> DiffusersModel:
     """Loads a folder: a pipeline (nested or flat) or a UNet's folder alone.
 
@@ -116,7 +116,7 @@ def load(
     Args:
       path: the folder. Nothing in it is changed, and nothing is ever downloaded.
       variant: of the weight files, for example "fp16"; None reads the files without a variant.
-      scheduler: keys of a ``scheduler_config.json``, for folders that have none; ``{}`` takes diffusers' defaults.
+      default_scheduler: keys of a ``scheduler_config.json``, used if the folder has none; ``{}`` takes diffusers' defaults.
 
     Returns:
       The model; parameters are float32 numpy arrays, whatever the files hold.
@@ -143,7 +143,7 @@ def load(
     names = [set(found.weight_map) for found in files.values() if found is not None]
     if len(names) == 2 and names[0] != names[1]:
         problems.append("unet_ema: other tensor names than in unet; remove one of the folders")
-    scheduler_json, read = _scheduler(root, model_index or {}, scheduler, problems)
+    scheduler_json, read = _scheduler(root, model_index or {}, default_scheduler, problems)
 
     params = None
     if folders and configs.get(folders[0]) is not None and files[folders[0]] is not None:
@@ -233,13 +233,10 @@ def _scheduler(
     if not places and given is None:
         problems.append(
             "scheduler_config.json: is not there; give the scheduler's keys"
-            " (load(path, scheduler={...}); {} takes diffusers' defaults)"
+            " (load(path, default_scheduler={...}); {} takes diffusers' defaults)"
         )
         return None, None
-    if places and given is not None:
-        problems.append(f"{places[0]}: the folder has its own scheduler; do not give another one")
-        return None, None
-    content = dict(given) if given is not None else _read_json(root, places[0], problems)
+    content = _read_json(root, places[0], problems) if places else dict(given)
     if content is None:
         return None, None
     entry = model_index.get("scheduler")

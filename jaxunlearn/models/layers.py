@@ -83,15 +83,16 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(_, dy):
-    rows = dy.reshape(1, -1, dy.shape[-1]).astype(_at_least_float32(dy.dtype))
-    return dy, sum_pixels(rows)[0].astype(dy.dtype)
+    # Per example first: the batch axis may be divided over devices, and stays so.
+    wide = dy.reshape(dy.shape[0], -1, dy.shape[-1]).astype(_at_least_float32(dy.dtype))
+    return dy, sum_pixels(wide).sum(0).astype(dy.dtype)
 
 
 _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def add_bias(x: Array, bias: Array) -> Array:
-    """``x [...,C] + bias [C]``, both of one dtype; the gradient of the bias is a product with a vector of ones."""
+    """``x [B,...,C] + bias [C]``, both of one dtype; the gradient of the bias is a product with a vector of ones."""
     return _add_bias(x, _varying_like(bias, x))
 
 

@@ -33,8 +33,8 @@ def sinusoid(t: Array, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Ar
     Returns:
       [B, dim], float32 (float64 for float64 t).
 
-    >>> print(np.round(sinusoid(jnp.array([977]), 4, False, 1), 3))
-    [[-0.999 0.098 0.035 0.995]]
+    >>> print(np.asarray(sinusoid(jnp.array([0]), 5, True, 1)))
+    [[1. 1. 0. 0. 0.]]
     """
     half = dim // 2
     # float32 in numpy, operation by operation as in diffusers: at t = 1000 the last bit of f is seen in the sine.

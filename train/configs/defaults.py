@@ -154,7 +154,9 @@ def defaults() -> ConfigDict:
             include_images=False,  # show the forget images in the report: the request may have been to erase them
         )
     )
-    config.eval.classifier = ConfigDict(dict(steps=600, batch_size=128))  # its features judge the quality
+    config.eval.classifier = ConfigDict(
+        dict(steps=600, batch_size=128, min_accuracy=0.9)  # its features judge the quality
+    )
 
     # What the exported folder's model card says.
     config.export = ConfigDict(dict(license=placeholder(str), base_model=placeholder(str)))

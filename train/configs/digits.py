@@ -35,15 +35,15 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
 
-    config.base.num_steps = 3000
+    config.base.num_steps = 1500
     config.base.batch_size = 64
     config.base.ema_max_decay = 0.995
     config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100)
 
     config.unlearn.method = "siss"
-    config.unlearn.num_steps = 200
+    config.unlearn.num_steps = 100
     config.unlearn.batch_size = 64
-    config.unlearn.optimizer = optimizer(learning_rate=2e-4)
+    config.unlearn.optimizer = optimizer(learning_rate=1e-4)
 
     config.checkpoint.every = 500
     config.eval.include_images = True  # a public photograph

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.norm_num_groups = 8
 
     if not variant:
-        config.base.num_steps = 6000
+        config.base.num_steps = 3000
         config.base.batch_size = 64
         config.base.ema_max_decay = 0.999
         config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200)

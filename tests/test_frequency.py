@@ -1,0 +1,299 @@
+"""Filters against the full complex transform in float64, Parseval, bands, gradients, sizes and cutoffs over t."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import filtered, mean_squares, sum_squares
+from jaxunlearn.frequency import (
+    CORNER,
+    RadialFilter,
+    band,
+    half_plane_weights,
+    high_pass,
+    low_pass,
+    masked_energy,
+    radial_spectrum,
+    radius,
+)
+from jaxunlearn.methods import make_objective
+from jaxunlearn.step import term_grads
+from tests import oracle
+from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SHAPES = [(256, 256), (64, 64), (33, 33), (32, 48), (31, 64)]
+KINDS = ["ideal", "gaussian", "butterworth"]
+T0 = jnp.zeros(2, jnp.int32)
+
+
+def images(height, width, channels=2, count=2, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, height, width, channels)).astype(np.float32)
+
+
+def wanted(x, m):
+    """``(filtered, energy)`` by the full complex transform in float64; the result must be real."""
+    y, imaginary = oracle.apply_mask(np.float64(x), m)
+    assert imaginary < 1e-12
+    return y, (y**2).sum(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_filters_and_energies_equal_the_full_transform(height, width):
+    x = images(height, width)
+    cases = {}
+    for kind in KINDS:
+        low, high = oracle.mask(kind, 0.3217, height, width), oracle.mask(kind, 0.7713, height, width)
+        cases[f"low {kind}"] = low_pass(0.3217, kind), low
+        cases[f"high {kind}"] = high_pass(0.3217, kind), 1 - low
+        cases[f"band {kind}"] = band(0.3217, 0.7713, kind), high - low
+    cases["order 4"] = low_pass(0.5, "butterworth", order=4), oracle.mask("butterworth", 0.5, height, width, 4)
+
+    @jax.jit
+    def run(x):
+        return {k: (f(x, T0), masked_energy(x, T0, f), f.mask(height, width, T0)) for k, (f, _) in cases.items()}
+
+    for name, (y, energy, mask) in run(x).items():
+        m = cases[name][1]
+        # Symmetric under k -> -k, hence a real result.
+        reflected = np.roll(m[::-1, ::-1], (1, 1), (0, 1))
+        np.testing.assert_allclose(m, reflected, atol=1e-12)
+        np.testing.assert_allclose(mask, m[:, : width // 2 + 1], atol=1e-5, err_msg=name)
+        y64, energy64 = wanted(x, m)
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y, y64, atol=3e-5, err_msg=name)
+        np.testing.assert_allclose(energy, energy64, rtol=2e-5, err_msg=name)
+        # Parseval: the energy of the half spectrum is that of the filtered image.
+        np.testing.assert_allclose(energy, np.sum(np.square(np.float64(y)), axis=(1, 2, 3)), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES[1:])
+def test_radius_and_half_plane(height, width):
+    full = oracle.radius(height, width)
+    np.testing.assert_allclose(radius(height, width), full[:, : width // 2 + 1], atol=1e-15)
+    assert half_plane_weights(width).sum() * height == height * width
+    assert radius(height, width).max() <= CORNER + 1e-12
+
+
+@pytest.mark.parametrize("cutoff", [CORNER, 5.0])
+def test_the_whole_spectrum_is_the_identity(cutoff):
+    x = images(31, 64)
+    keep_all = low_pass(cutoff)
+    np.testing.assert_allclose(keep_all(x, T0), x, atol=1e-5)
+    for error in (sum_squares, mean_squares):
+        np.testing.assert_allclose(filtered(error, keep_all)(x, T0), error(x, T0), rtol=1e-5)
+    assert np.all(high_pass(cutoff)(x, T0) == 0)
+
+
+def test_a_training_step_with_the_identity_filter_is_the_plain_one():
+    batch, draw = tm.batch_and_draw(tm.arrays(4))
+
+    @jax.jit
+    def run(p):
+        keep_all = filtered(sum_squares, low_pass(2.0))
+        plain = make_objective("siss", tm.SCHEDULE)
+        selected = make_objective("siss", tm.SCHEDULE, error=keep_all, forget_error=keep_all)
+        return [term_grads(o, tm.predict, p, batch, draw)[:2] for o in (plain, selected)]
+
+    plain, selected = run(tm.params())
+    tm.close(selected, plain, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_passes_through_float32(dtype):
+    x = jnp.asarray(images(32, 48)).astype(dtype)
+    y = low_pass(0.4)(x, T0)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), low_pass(0.4)(x.astype(jnp.float32), T0), atol=float(jnp.finfo(dtype).eps) * 4
+    )
+    assert masked_energy(x, T0, low_pass(0.4)).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_stays_float64():
+    x = np.float64(images(33, 33))
+    m = oracle.mask("gaussian", 0.4, 33, 33)
+    y, energy = wanted(x, m)
+    np.testing.assert_allclose(low_pass(0.4, "gaussian")(jnp.asarray(x), T0), y, atol=1e-12)
+    np.testing.assert_allclose(masked_energy(jnp.asarray(x), T0, low_pass(0.4, "gaussian")), energy, rtol=1e-12)
+
+
+def test_ideal_bands_partition_energy_and_signal():
+    x = images(31, 64)
+    low, middle, high = low_pass(0.31), band(0.31, 0.77), high_pass(0.77)
+    whole = sum_squares(x, T0)
+    np.testing.assert_allclose(sum(masked_energy(x, T0, f) for f in (low, middle, high)), whole, rtol=1e-5)
+    np.testing.assert_allclose(sum(f(x, T0) for f in (low, middle, high)), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "butterworth"])
+def test_soft_bands_add_as_signals_and_not_as_energies(kind):
+    x = images(32, 48)
+    low, high = low_pass(0.5, kind), high_pass(0.5, kind)
+    whole = sum_squares(x, T0)
+    np.testing.assert_allclose(low(x, T0) + high(x, T0), x, atol=1e-5)
+    energies = masked_energy(x, T0, low) + masked_energy(x, T0, high)
+    assert np.all(np.abs(energies - whole) > 0.05 * whole)
+    # The complement in energy is sqrt(1 - M^2): its energies add, its signals do not.
+    transfer = low.transfer
+    rest = RadialFilter(lambda rho, t: jnp.sqrt(1 - transfer(rho, t) ** 2))
+    np.testing.assert_allclose(masked_energy(x, T0, low) + masked_energy(x, T0, rest), whole, rtol=1e-5)
+    assert np.max(np.abs(low(x, T0) + rest(x, T0) - x)) > 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind):
+    """Spectral = spatial = 2 M^2 e / (HWC); for an ideal mask that is the filtered gradient of the plain error."""
+    x = jnp.asarray(images(31, 48))
+    f = low_pass(0.45, kind)
+    spectral = jax.grad(lambda x: jnp.sum(filtered(mean_squares, f)(x, T0)))(x)
+    spatial = jax.grad(lambda x: jnp.sum(mean_squares(f(x, T0), T0)))(x)
+    m = oracle.mask(kind, 0.45, 31, 48)
+    want = 2 * oracle.apply_mask(np.float64(x), m**2)[0] / x[0].size
+    np.testing.assert_allclose(spectral, want, atol=1e-8)
+    np.testing.assert_allclose(spatial, want, atol=1e-8)
+    plain = jax.grad(lambda x: jnp.sum(mean_squares(x, T0)))(x)
+    filtered_gradient = f(plain, T0)
+    if kind == "ideal":
+        np.testing.assert_allclose(spectral, filtered_gradient, atol=1e-8)
+    else:
+        assert np.max(np.abs(spectral - filtered_gradient)) > 1e-5
+
+
+def test_operator_properties():
+    x, y = (jnp.asarray(images(31, 48, seed=s)) for s in (0, 1))
+    f = low_pass(0.45)
+    inner = lambda a, b: np.sum(np.float64(a) * np.float64(b))  # noqa: E731
+    np.testing.assert_allclose(inner(f(x, T0), y), inner(x, f(y, T0)), rtol=1e-5)  # self-adjoint
+    np.testing.assert_allclose(f(f(x, T0), T0), f(x, T0), atol=1e-5)  # idempotent
+    np.testing.assert_allclose(f(2 * x - y, T0), 2 * f(x, T0) - f(y, T0), atol=1e-5)  # linear
+    shifted = jnp.roll(x, (5, -7), (1, 2))
+    np.testing.assert_allclose(f(shifted, T0), jnp.roll(f(x, T0), (5, -7), (1, 2)), atol=1e-5)
+    energies = [masked_energy(x, T0, low_pass(c)) for c in (0.1, 0.3, 0.5, 0.9, 1.5)]
+    assert np.all(np.diff(energies, axis=0) > 0)  # monotone
+    one = jnp.zeros((1, 8, 8, 2)).at[..., 0].set(x[:1, :8, :8, 0])
+    assert np.all(f(one, T0[:1])[..., 1] == 0)  # channels do not mix
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_energies_do_not_depend_on_the_resolution(size):
+    """Three waves of 3.6, 9 and 11.7 cycles: mean energies .5, .125 and .03125, whatever the number of pixels."""
+    grid = np.arange(size) / size
+    x, y = grid[None, :], grid[:, None]
+    wave = np.cos(2 * np.pi * (3 * x + 2 * y) + 0.3) + 0.5 * np.cos(2 * np.pi * 9 * y + 0.1 + 0 * x)
+    wave = np.float32(wave + 0.25 * np.cos(2 * np.pi * (11 * x - 4 * y)))[None, :, :, None]
+    below = lambda bins: filtered(mean_squares, low_pass(bins / (size / 2)))(wave, T0[:1])[0]  # noqa: E731
+    np.testing.assert_allclose(below(5), 0.5, rtol=1e-4)
+    np.testing.assert_allclose(below(10), 0.625, rtol=1e-4)
+    np.testing.assert_allclose(below(13), 0.65625, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [33, 64, 256])
+def test_passband_normalisation_keeps_the_mean_square_of_white_noise(size):
+    x = images(size, size, channels=3)
+    for cutoff in (0.5, 0.75):
+        p = float(jnp.sum(low_pass(cutoff).mask(size, size, T0) ** 2 * half_plane_weights(size))) / size**2
+        assert abs(p - np.pi * cutoff**2 / 4) < 0.012  # the share of the disc in the square
+        got = filtered(mean_squares, low_pass(cutoff, normalise="passband"))(x, T0)
+        plain = filtered(mean_squares, low_pass(cutoff))(x, T0)
+        np.testing.assert_allclose(got, plain / p, rtol=1e-5)
+        # 1 within the statistical error of p * values squares.
+        assert np.all(np.abs(got - 1) < 5 * np.sqrt(2 / (p * x[0].size)))
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "share"), [(0.1, 0.0078), (0.25, 0.0490), (0.5, 0.1961), (0.75, 0.4412), (1, 0.7848)]
+)
+def test_passband_shares_at_256(cutoff, share):
+    m = np.asarray(low_pass(cutoff).mask(256, 256, T0)) ** 2
+    assert abs((m * half_plane_weights(256)).sum() / 256**2 - share) < 1.5e-4
+
+
+def test_an_empty_band_gives_zero_and_no_nan():
+    x = images(8, 8)
+    for normalise in (None, "passband"):
+        empty = band(0.30, 0.31, normalise=normalise)
+        value, slope = jax.value_and_grad(lambda x, f=empty: jnp.sum(masked_energy(x, T0, f)))(jnp.asarray(x))
+        assert value == 0
+        assert np.all(slope == 0)
+
+
+def test_cutoff_over_t():
+    """A table, a function of t and a loop over numbers agree; a new t does not compile again."""
+    x = images(32, 48, count=3)
+    table = np.linspace(1.3, 0.11, 1000)
+    device_table = jnp.asarray(table)
+    by_table, by_function = low_pass(table), low_pass(lambda t: device_table[t])
+
+    @jax.jit
+    def run(x, t):
+        return by_table(x, t), masked_energy(x, t, by_table), masked_energy(x, t, by_function)
+
+    assert by_table.mask(32, 48, jnp.array([1, 2, 3])).shape == (3, 32, 25)
+    for t in ([0, 500, 999], [3, 333, 777]):
+        y, energy, energy_2 = run(x, jnp.array(t))
+        for i in range(3):
+            single = low_pass(float(np.float32(table[t[i]])))
+            np.testing.assert_allclose(y[i : i + 1], single(x[i : i + 1], T0[:1]), atol=1e-5)
+            np.testing.assert_allclose(energy[i], masked_energy(x[i : i + 1], T0[:1], single)[0], rtol=1e-5)
+        np.testing.assert_allclose(energy_2, energy, rtol=1e-5)
+    assert run._cache_size() == 1
+
+
+def test_band_and_passband_over_t():
+    x = images(32, 32, count=2)
+    t = jnp.array([0, 1])
+    f = band(np.array([0.2, 0.3]), np.array([0.6, 0.9]), normalise="passband")
+    for i, (low, high) in enumerate([(0.2, 0.6), (0.3, 0.9)]):
+        single = band(low, high, normalise="passband")
+        want = masked_energy(x[i : i + 1], T0[:1], single)[0]
+        np.testing.assert_allclose(masked_energy(x, t, f)[i], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: low_pass(0.0), "positive"),
+        (lambda: low_pass(-1.0), "positive"),
+        (lambda: low_pass(float("nan")), "positive"),
+        (lambda: high_pass(np.array([0.5, 0.0])), "positive"),
+        (lambda: low_pass(0.5, "box"), "unknown filter kind 'box'; known: ideal, gaussian, butterworth"),
+        (lambda: low_pass(0.5, normalise="energy"), "normalise"),
+        (lambda: band(0.5, 0.5), "low < high"),
+        (lambda: band(0.5, 0.2), "low < high"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_radial_spectrum():
+    x = images(33, 48, channels=3, count=4)
+    s = radial_spectrum(x)
+    # Shells times counts sum to the total energy of the mean image spectrum.
+    total = np.mean(np.sum(np.float64(x) ** 2, axis=(1, 2)))
+    np.testing.assert_allclose((s.power * s.count).sum() + s.dc, total, rtol=1e-10)
+    assert s.count.sum() + 1 == 33 * 48
+    assert np.array_equal(s.bins, np.arange(1, len(s.bins) + 1))
+    # White noise has power 1, within the error of count * images * channels values.
+    many = s.count >= 50
+    assert np.all(np.abs(s.power[many] - 1) < 5 * np.sqrt(2 / (s.count[many] * 12)))
+    # The order of the images, shifts and flips have no effect.
+    for other in (x[::-1], np.roll(x, (3, 7), (1, 2)), x[:, ::-1, ::-1]):
+        np.testing.assert_allclose(radial_spectrum(other).power, s.power, rtol=1e-10)
+    np.testing.assert_allclose(radial_spectrum(2 * x).power, 4 * s.power, rtol=1e-10)
+
+
+def test_radial_spectrum_finds_a_wave():
+    grid = np.arange(64) / 64
+    wave = np.cos(2 * np.pi * 7 * grid)[None, None, :, None] * np.ones((1, 64, 1, 1))
+    s = radial_spectrum(wave)
+    assert s.bins[np.argmax(s.power)] == 7
+    np.testing.assert_allclose(s.power[6] * s.count[6], 0.5 * 64 * 64, rtol=1e-10)

@@ -1,0 +1,198 @@
+"""The launcher as a user runs it: whole runs, killed runs, stopped runs, as processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from tests.launching import TINY, run, start
+
+
+def final_weights(workdir) -> dict[str, bytes]:
+    return {
+        name: (workdir / "models" / name / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("base", "unlearned")
+    }
+
+
+def logged_steps(workdir) -> list[tuple[str, int]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(record["stage"], record["step"]) for record in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of all stages, undisturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = run("train.main", *TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
+    done = run("train.main", *TINY, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    for words in ("training set n = 1697", "forget k = 80", "parameters", "step compiled", "nothing was written"):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_everything_that_it_promises(unbroken):
+    workdir, done = unbroken
+    assert done.stderr == ""
+    for name in (
+        "config.json",
+        "command.txt",
+        "environment.json",
+        "forget_manifest.json",
+        "keep_manifest.json",
+        "metrics.jsonl",
+        "models/base/unet/config.json",
+        "models/unlearned/model_index.json",
+        "samples/base_000020.png",
+        "samples/unlearn_000010.png",
+        "report.json",
+        "report.html",
+        "export/README.md",
+        "export/unlearning_report.json",
+        "export/scheduler/scheduler_config.json",
+        "export/unet/diffusion_pytorch_model.safetensors",
+        "DONE",
+    ):
+        assert (workdir / name).is_file(), name
+    assert list((workdir / "tensorboard" / "unlearn").iterdir())
+    assert not (workdir / "FAILED").exists()
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["unlearn"]["method"] == "siss"
+
+
+def test_the_log_holds_the_parts_of_the_loss(unbroken):
+    workdir, _ = unbroken
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = records[-1]
+    assert (last["stage"], last["step"]) == ("unlearn", 10)
+    for key in ("loss/keep", "loss/forget", "grad_norm/keep", "grad_norm/forget", "forget_scale", "aux/w_keep"):
+        assert isinstance(last[key], float)
+    assert last["forget_scale"] == pytest.approx(0.1 * last["grad_norm/keep"] / last["grad_norm/forget"], rel=1e-4)
+
+
+def test_the_exported_weights_are_the_unlearned_ones(unbroken):
+    workdir, _ = unbroken
+    exported = (workdir / "export" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    weights = final_weights(workdir)
+    assert exported == weights["unlearned"]
+    assert exported != weights["base"]
+
+
+def test_a_finished_run_is_not_repeated(unbroken):
+    workdir, _ = unbroken
+    before = (workdir / "report.json").read_bytes()
+    done = run("train.main", *TINY, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before") == 4
+    assert (workdir / "report.json").read_bytes() == before
+
+
+def test_another_configuration_in_the_same_work_directory_is_refused(unbroken):
+    workdir, _ = unbroken
+    done = run("train.main", *TINY, "--config.unlearn.lam=0.25", f"--workdir={workdir}")
+    assert done.returncode == 2
+    assert "config.unlearn.lam: 0.5 in the work directory, 0.25 now" in done.stderr
+
+
+def test_a_foreign_folder_is_refused_as_work_directory(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    done = run("train.main", *TINY, f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_user_model_is_unlearned_and_its_folder_left_alone(unbroken, tmp_path):
+    source = unbroken[0] / "models" / "base"
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    done = run("train.main", *TINY, f"--config.base.path={source}", "--mode=unlearn", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "run" / "models" / "base").exists()
+    assert final_weights_of(tmp_path / "run") == final_weights(unbroken[0])["unlearned"]
+
+
+def final_weights_of(workdir) -> bytes:
+    return (workdir / "models" / "unlearned" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda folder: (folder / "unet" / "config.json").unlink(), "config.json"),
+        (
+            lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 50),
+            "safetensors",
+        ),
+    ],
+)
+def test_a_broken_model_folder_is_refused(unbroken, tmp_path, break_it, words):
+    import shutil
+
+    source = tmp_path / "model"
+    shutil.copytree(unbroken[0] / "models" / "base", source)
+    break_it(source)
+    done = run("train.main", *TINY, f"--config.base.path={source}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_run_says_so_and_goes_on(unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (*TINY, "--mode=unlearn", f"--workdir={workdir}")
+    process = start("train.main", *arguments)
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert (workdir / "PREEMPTED").exists()
+    done = run("train.main", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert not (workdir / "PREEMPTED").exists()
+    assert final_weights(workdir) == final_weights(unbroken[0])
+    steps = logged_steps(workdir)
+    assert len(steps) == len(set(steps))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(unbroken, tmp_path):
+    """SIGKILL at random moments, until the run gets through."""
+    workdir = tmp_path / "run"
+    arguments = (*TINY, "--mode=unlearn", f"--workdir={workdir}")
+    chance = random.Random(0)
+    kills = 0
+    while kills < 60:
+        process = start("train.main", *arguments)
+        # Later and later, so that the moments cover start-up, compilation, steps, saving and the change of stages.
+        deadline = time.monotonic() + chance.uniform(0, 2 + 0.4 * kills)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            out, err = process.communicate()
+            assert process.returncode == 0, (out, err)
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    else:
+        done = run("train.main", *arguments)
+        assert done.returncode == 0, done.stderr
+    assert kills >= 5
+    assert final_weights(workdir) == final_weights(unbroken[0])
+    steps = logged_steps(workdir)
+    assert len(steps) == len(set(steps))
+    assert steps == logged_steps(unbroken[0])
