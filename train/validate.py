@@ -108,6 +108,9 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
 def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
     config = p.config
     p.lines_of("scheduler", lambda: read_scheduler(_scheduler_json(config)))
+    if config.base.path is None and not len(config.model):
+        p.lines.append("config.base.path: give the folder of a trained model, or config.model to train one")
+        return
     if config.base.path is None:
         p.lines_of("model", lambda: UNet2DConfig.from_dict(config.model.to_dict()))
         return
