@@ -60,7 +60,7 @@ def main() -> None:
     )
     print()
     print(
-        "| seed | seconds | copies before | after | at most (95 %) | Frechet distance before | after | ratio | keep loss ratio |"
+        "| seed | seconds | copies before | after | at most (95 %) | Frechet before | after | ratio | keep loss ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for seed in arguments.seeds:

@@ -35,9 +35,16 @@ def join(mode: str, coordinator_address: str | None, num_processes: int | None, 
     if several_processes(mode, num_processes):
         where = f" at {coordinator_address}" if coordinator_address else ""
         say(f"waiting for all processes{where}; start the same command on every one of them")
-        # Our own handler for termination signals is used; JAX's would replace it.
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
         say(
             f"process {jax.process_index()}/{jax.process_count()}, "
             f"{jax.local_device_count()} of {jax.device_count()} devices here"
         )
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; nothing for a single one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -59,15 +59,18 @@ class StageRun:
     meta: dict
 
 
-class TerminationFlag:
-    """Becomes true when SIGTERM or SIGUSR1 arrives; schedulers send them before they stop a job."""
+class Termination:
+    """Whether the run shall stop because a termination signal came (SIGTERM or SIGUSR1, as schedulers send them).
+
+    With several processes JAX's preemption service catches SIGTERM instead and lets all of them stop after the same step.
+    """
 
     def __init__(self):
         self._event = threading.Event()
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> TerminationFlag:
-        if threading.current_thread() is threading.main_thread():
+    def __enter__(self) -> Termination:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, lambda *_: self._event.set())
         return self
@@ -76,8 +79,17 @@ class TerminationFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def __bool__(self) -> bool:
+    def came(self) -> bool:
+        """Whether a signal came to this process."""
         return self._event.is_set()
+
+    def before_step(self, step: int) -> bool:
+        """Whether to stop before this step; the same answer in every process."""
+        if jax.process_count() == 1:
+            return self.came()
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
 
 
 def fresh_or_restored(run: StageRun, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
@@ -101,7 +113,7 @@ def fresh_or_restored(run: StageRun, mesh: Mesh, checkpoints: Checkpoints) -> Tr
 
 
 def train(
-    run: StageRun, mesh: Mesh, checkpoints: Checkpoints, make_log: Callable[[int], TrainingLog], stop: TerminationFlag
+    run: StageRun, mesh: Mesh, checkpoints: Checkpoints, make_log: Callable[[int], TrainingLog], stop: Termination
 ) -> TrainState:
     """Runs a stage to its end.
 
@@ -110,14 +122,14 @@ def train(
       mesh: the devices.
       checkpoints: where its states are kept.
       make_log: ``start_step -> TrainingLog``.
-      stop: polled before every step.
+      stop: asked before every step.
 
     Returns:
       The final state.
 
     Raises:
       TrainingFailed: a term or gradient is not finite, or no checkpoint can be restored.
-      Preempted: ``stop`` became true; the state is saved.
+      Preempted: a termination signal came; the state is saved.
     """
     state = fresh_or_restored(run, mesh, checkpoints)
     start = int(state.step)
@@ -139,7 +151,7 @@ def train(
 
     try:
         for step in range(start, run.num_steps):
-            if stop:
+            if stop.before_step(step):
                 finished(in_flight.drain())
                 checkpoints.save(step, state, run.meta)
                 checkpoints.wait()

@@ -58,10 +58,11 @@ def _run(arguments: Arguments) -> int:
     from jaxunlearn.io.forget import open_split
     from jaxunlearn.io.workdir import Workdir
     from jaxunlearn.parallel import make_mesh
+    from train import distributed
     from train.data_summary import split_problems, summary
     from train.dry_run import dry_run
     from train.log import say
-    from train.loop import Preempted, TerminationFlag, TrainingFailed
+    from train.loop import Preempted, Termination, TrainingFailed
     from train.stages import Runner, user_model
     from train.validate import config_problems
 
@@ -92,9 +93,11 @@ def _run(arguments: Arguments) -> int:
     if arguments.dry_run:
         say(dry_run(config, split, mesh, source))
         return DONE
+    distributed.barrier("everything checked")
     if jax.process_index() == 0:
         _start_workdir(workdir, config, arguments, split)
-    with TerminationFlag() as stop:
+    distributed.barrier("work directory started")
+    with Termination() as stop:
         runner = Runner(config, workdir, split, mesh, stop, source)
         stages = {"base": runner.base, "unlearn": runner.unlearn, "retrain": runner.retrain}
         stages |= {"eval": runner.evaluate, "export": runner.export}
@@ -104,7 +107,7 @@ def _run(arguments: Arguments) -> int:
                 run_stage()
                 if time.monotonic() - started > 1:
                     say(f"{name}: {time.monotonic() - started:.0f} s")
-                if stop:
+                if stop.came():
                     raise Preempted(f"stopped after stage {name}; the same command goes on from there")
                 if name == arguments.mode:
                     return DONE
@@ -117,8 +120,9 @@ def _run(arguments: Arguments) -> int:
             for line in str(reason).splitlines():
                 print(f"error: {line}", file=sys.stderr)
             return FAILED
-    _mark(workdir, "DONE", "")
-    _say_results(workdir)
+    if jax.process_index() == 0:
+        _mark(workdir, "DONE", "")
+        _say_results(workdir)
     return DONE
 
 

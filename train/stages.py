@@ -32,9 +32,10 @@ from jaxunlearn.parallel import sharded_step
 from jaxunlearn.step import init_state, make_train_step
 from jaxunlearn.types import Batch, Example, PyTree
 from train import build
+from train.distributed import barrier
 from train.grids import save_grid
 from train.log import TrainingLog, say
-from train.loop import Preempted, StageRun, TerminationFlag, TrainingFailed, model_params, to_host, train
+from train.loop import Preempted, StageRun, Termination, TrainingFailed, model_params, to_host, train
 
 MODEL_OF_STAGE = {"base": "base", "unlearn": "unlearned", "retrain": "retrained"}
 
@@ -154,7 +155,7 @@ class Runner:
       workdir: where results are.
       split: the images.
       mesh: the devices.
-      stop: polled; becomes true when the run shall stop.
+      stop: whether a termination signal came.
       source: the user's model (:func:`user_model`), or None to train one.
     """
 
@@ -164,7 +165,7 @@ class Runner:
         workdir: Workdir,
         split: Split,
         mesh: Mesh,
-        stop: TerminationFlag,
+        stop: Termination,
         source: diffusers.DiffusersModel | None,
     ):
         self.config, self.workdir, self.split, self.mesh, self.stop = config, workdir, split, mesh, stop
@@ -205,7 +206,7 @@ class Runner:
                 code = process.wait(timeout=0.5)
                 break
             except subprocess.TimeoutExpired:
-                if self.stop:
+                if self.stop.came():
                     process.terminate()
                     process.wait()
                     raise Preempted("evaluate: stopped; the same command starts the evaluation again") from None
@@ -255,6 +256,7 @@ class Runner:
         if self._writes:
             for note in diffusers.save(folder, model.with_params(params)):
                 say(f"{stage}: {note}")
+        barrier(f"{stage} saved")
 
     def _log(self, run: StageRun, start_step: int) -> TrainingLog:
         log = self.config.log

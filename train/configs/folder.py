@@ -4,10 +4,10 @@
         --config.base.path=MODEL_FOLDER --config.data.path=PICTURES --config.data.size=64 \
         --config.data.forget.files=NAMES.txt
 
-The settings are those of the SISS experiments on CelebA-HQ (AdamW 5e-6, 60 steps of 64), with two differences: t is drawn from
-the whole range, and the forget part has a tenth of the keep gradient's norm (`relative_norm`), which is how the authors advise
-to choose their fixed norm. If the report finds the images still there, raise `unlearn.num_steps`; if the quality falls, lower
-`unlearn.optimizer.learning_rate` or `unlearn.combine.rho`.
+The settings are those of the SISS experiments on CelebA-HQ (AdamW 5e-6, 60 steps of 64), with two differences: t is drawn
+from the whole range, and the forget part has a tenth of the keep gradient's norm (`relative_norm`), which is how the authors
+advise to choose their fixed norm. If the report finds the images still there, raise `unlearn.num_steps`; if the quality
+falls, lower `unlearn.optimizer.learning_rate` or `unlearn.combine.rho`.
 """
 
 from ml_collections import ConfigDict
