@@ -15,6 +15,9 @@ from jaxunlearn.methods import make_objective
 from jaxunlearn.step import term_grads
 from tests import oracle
 from tests import tiny_model as tm
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CUTOFF, T1, T2 = 0.55, 250, 750
 SELECTED = weighted(filtered(sum_squares, low_pass(CUTOFF, "gaussian")), window(T1, T2, 1000))

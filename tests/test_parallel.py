@@ -36,6 +36,8 @@ from jaxunlearn.timesteps import antithetic, uniform
 from tests import tiny_model as tm
 from tests.tiny_model import quick_compilation  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(11)
 SGD = optax.sgd(1e-4)
 COMBINERS = {
@@ -80,7 +82,6 @@ def runs():
     return out
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", COMBINERS)
 def test_every_combiner_is_the_same_on_one_and_eight_devices(name):
     i = list(COMBINERS).index(name)
@@ -92,7 +93,6 @@ def test_every_combiner_is_the_same_on_one_and_eight_devices(name):
     assert {"loss/keep", "loss/forget", "grad_norm/keep", "grad_norm/forget", "update_norm", "finite"} <= set(metrics_1)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_combining_before_the_mean_would_be_seen():
     """The data have teeth: the wrong order is the right one on 1 device and differs by more than 1 % on 8."""
     start = tm.params()
@@ -182,7 +182,6 @@ def test_the_draw_does_not_depend_on_the_devices(draw_fn):
     assert len(set(np.asarray(draws[0].eps).ravel().tolist())) > 1000  # no two devices have the same noise
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_donated_steps_leave_the_frozen_copy_and_the_callers_parameters():
     batch, _ = tm.batch_and_draw(tm.arrays(16))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
             sample_size=8,
             in_channels=1,
             out_channels=1,
-            block_out_channels=(32, 64),
+            block_out_channels=(24, 48),
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
 
-    config.base.num_steps = 1500
+    config.base.num_steps = 1000
     config.base.batch_size = 64
     config.base.ema_max_decay = 0.995
     config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100)
