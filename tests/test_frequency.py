@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPES = [(256, 256), (64, 64), (33, 33), (32, 48), (31, 64)]
 KINDS = ["ideal", "gaussian", "butterworth"]
-T0 = jnp.zeros(2, jnp.int32)
+T0 = np.zeros(2, np.int32)
 
 
 def images(height, width, channels=2, count=2, seed=0):
@@ -80,14 +80,18 @@ def test_radius_and_half_plane(height, width):
     assert radius(height, width).max() <= CORNER + 1e-12
 
 
-@pytest.mark.parametrize("cutoff", [CORNER, 5.0])
-def test_the_whole_spectrum_is_the_identity(cutoff):
+def test_the_whole_spectrum_is_the_identity():
     x = images(31, 64)
-    keep_all = low_pass(cutoff)
-    np.testing.assert_allclose(keep_all(x, T0), x, atol=1e-5)
-    for error in (sum_squares, mean_squares):
-        np.testing.assert_allclose(filtered(error, keep_all)(x, T0), error(x, T0), rtol=1e-5)
-    assert np.all(high_pass(cutoff)(x, T0) == 0)
+
+    def run(x, f):
+        errors = [(filtered(error, f)(x, T0), error(x, T0)) for error in (sum_squares, mean_squares)]
+        return f(x, T0), errors, high_pass(CORNER)(x, T0)
+
+    for y, errors, nothing in tm.evaluate(lambda x: [run(x, low_pass(c)) for c in (CORNER, 5.0)], x):
+        np.testing.assert_allclose(y, x, atol=1e-5)
+        for got, want in errors:
+            np.testing.assert_allclose(got, want, rtol=1e-5)
+        assert np.all(nothing == 0)
 
 
 def test_a_training_step_with_the_identity_filter_is_the_plain_one():
@@ -106,60 +110,66 @@ def test_a_training_step_with_the_identity_filter_is_the_plain_one():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_passes_through_float32(dtype):
-    x = jnp.asarray(images(32, 48)).astype(dtype)
-    y = low_pass(0.4)(x, T0)
+    f = low_pass(0.4)
+
+    def run(x):
+        x = x.astype(dtype)
+        return f(x, T0), f(x.astype(jnp.float32), T0), masked_energy(x, T0, f)
+
+    y, want, energy = tm.evaluate(run, images(32, 48))
     assert y.dtype == dtype
-    np.testing.assert_allclose(
-        y.astype(jnp.float32), low_pass(0.4)(x.astype(jnp.float32), T0), atol=float(jnp.finfo(dtype).eps) * 4
-    )
-    assert masked_energy(x, T0, low_pass(0.4)).dtype == jnp.float32
+    np.testing.assert_allclose(y.astype(np.float32), want, atol=float(jnp.finfo(dtype).eps) * 4)
+    assert energy.dtype == np.float32
 
 
 @pytest.mark.usefixtures("x64")
 def test_float64_stays_float64():
     x = np.float64(images(33, 33))
-    m = oracle.mask("gaussian", 0.4, 33, 33)
-    y, energy = wanted(x, m)
-    np.testing.assert_allclose(low_pass(0.4, "gaussian")(jnp.asarray(x), T0), y, atol=1e-12)
-    np.testing.assert_allclose(masked_energy(jnp.asarray(x), T0, low_pass(0.4, "gaussian")), energy, rtol=1e-12)
+    f = low_pass(0.4, "gaussian")
+    got = tm.evaluate(lambda x: (f(x, T0), masked_energy(x, T0, f)), x)
+    for g, w in zip(got, wanted(x, oracle.mask("gaussian", 0.4, 33, 33))):
+        np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-12)
 
 
 def test_ideal_bands_partition_energy_and_signal():
     x = images(31, 64)
-    low, middle, high = low_pass(0.31), band(0.31, 0.77), high_pass(0.77)
-    whole = sum_squares(x, T0)
-    np.testing.assert_allclose(sum(masked_energy(x, T0, f) for f in (low, middle, high)), whole, rtol=1e-5)
-    np.testing.assert_allclose(sum(f(x, T0) for f in (low, middle, high)), x, atol=1e-5)
+    bands = low_pass(0.31), band(0.31, 0.77), high_pass(0.77)
+    parts = tm.evaluate(lambda x: [(masked_energy(x, T0, f), f(x, T0)) for f in bands], x)
+    np.testing.assert_allclose(sum(e for e, _ in parts), np.sum(np.float64(x) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(sum(y for _, y in parts), x, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "butterworth"])
 def test_soft_bands_add_as_signals_and_not_as_energies(kind):
     x = images(32, 48)
     low, high = low_pass(0.5, kind), high_pass(0.5, kind)
-    whole = sum_squares(x, T0)
-    np.testing.assert_allclose(low(x, T0) + high(x, T0), x, atol=1e-5)
-    energies = masked_energy(x, T0, low) + masked_energy(x, T0, high)
-    assert np.all(np.abs(energies - whole) > 0.05 * whole)
     # The complement in energy is sqrt(1 - M^2): its energies add, its signals do not.
-    transfer = low.transfer
-    rest = RadialFilter(lambda rho, t: jnp.sqrt(1 - transfer(rho, t) ** 2))
-    np.testing.assert_allclose(masked_energy(x, T0, low) + masked_energy(x, T0, rest), whole, rtol=1e-5)
-    assert np.max(np.abs(low(x, T0) + rest(x, T0) - x)) > 0.05
+    rest = RadialFilter(lambda rho, t: jnp.sqrt(1 - low.transfer(rho, t) ** 2))
+    energy, y = tm.evaluate(lambda x: list(zip(*((masked_energy(x, T0, f), f(x, T0)) for f in (low, high, rest)))), x)
+    whole = np.sum(np.float64(x) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(y[0] + y[1], x, atol=1e-5)
+    assert np.all(np.abs(energy[0] + energy[1] - whole) > 0.05 * whole)
+    np.testing.assert_allclose(energy[0] + energy[2], whole, rtol=1e-5)
+    assert np.max(np.abs(y[0] + y[2] - x)) > 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind):
     """Spectral = spatial = 2 M^2 e / (HWC); for an ideal mask that is the filtered gradient of the plain error."""
-    x = jnp.asarray(images(31, 48))
+    x = images(31, 48)
     f = low_pass(0.45, kind)
-    spectral = jax.grad(lambda x: jnp.sum(filtered(mean_squares, f)(x, T0)))(x)
-    spatial = jax.grad(lambda x: jnp.sum(mean_squares(f(x, T0), T0)))(x)
+
+    def run(x):
+        spectral = jax.grad(lambda x: jnp.sum(filtered(mean_squares, f)(x, T0)))(x)
+        spatial = jax.grad(lambda x: jnp.sum(mean_squares(f(x, T0), T0)))(x)
+        plain = jax.grad(lambda x: jnp.sum(mean_squares(x, T0)))(x)
+        return spectral, spatial, f(plain, T0)
+
+    spectral, spatial, filtered_gradient = tm.evaluate(run, x)
     m = oracle.mask(kind, 0.45, 31, 48)
     want = 2 * oracle.apply_mask(np.float64(x), m**2)[0] / x[0].size
     np.testing.assert_allclose(spectral, want, atol=1e-8)
     np.testing.assert_allclose(spatial, want, atol=1e-8)
-    plain = jax.grad(lambda x: jnp.sum(mean_squares(x, T0)))(x)
-    filtered_gradient = f(plain, T0)
     if kind == "ideal":
         np.testing.assert_allclose(spectral, filtered_gradient, atol=1e-8)
     else:
@@ -167,18 +177,25 @@ def test_gradients(kind):
 
 
 def test_operator_properties():
-    x, y = (jnp.asarray(images(31, 48, seed=s)) for s in (0, 1))
-    f = low_pass(0.45)
+    x, y = (images(31, 48, seed=s) for s in (0, 1))
+    shifted = np.roll(x, (5, -7), (1, 2))
+    one = np.zeros_like(x)
+    one[..., 0] = x[..., 0]
+    cutoffs = (0.1, 0.3, 0.5, 0.9, 1.5)
+
+    def run(x, y):
+        f = lambda z: low_pass(0.45)(z, T0)  # noqa: E731
+        energies = jnp.stack([masked_energy(x, T0, low_pass(c)) for c in cutoffs])
+        return f(x), f(y), f(f(x)), f(2 * x - y), f(shifted), f(one), energies
+
+    fx, fy, ffx, combination, f_shifted, f_one, energies = tm.evaluate(run, x, y)
     inner = lambda a, b: np.sum(np.float64(a) * np.float64(b))  # noqa: E731
-    np.testing.assert_allclose(inner(f(x, T0), y), inner(x, f(y, T0)), rtol=1e-5)  # self-adjoint
-    np.testing.assert_allclose(f(f(x, T0), T0), f(x, T0), atol=1e-5)  # idempotent
-    np.testing.assert_allclose(f(2 * x - y, T0), 2 * f(x, T0) - f(y, T0), atol=1e-5)  # linear
-    shifted = jnp.roll(x, (5, -7), (1, 2))
-    np.testing.assert_allclose(f(shifted, T0), jnp.roll(f(x, T0), (5, -7), (1, 2)), atol=1e-5)
-    energies = [masked_energy(x, T0, low_pass(c)) for c in (0.1, 0.3, 0.5, 0.9, 1.5)]
+    np.testing.assert_allclose(inner(fx, y), inner(x, fy), rtol=1e-5)  # self-adjoint
+    np.testing.assert_allclose(ffx, fx, atol=1e-5)  # idempotent
+    np.testing.assert_allclose(combination, 2 * fx - fy, atol=1e-5)  # linear
+    np.testing.assert_allclose(f_shifted, np.roll(fx, (5, -7), (1, 2)), atol=1e-5)
     assert np.all(np.diff(energies, axis=0) > 0)  # monotone
-    one = jnp.zeros((1, 8, 8, 2)).at[..., 0].set(x[:1, :8, :8, 0])
-    assert np.all(f(one, T0[:1])[..., 1] == 0)  # channels do not mix
+    assert np.all(f_one[..., 1] == 0)  # channels do not mix
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -188,38 +205,43 @@ def test_energies_do_not_depend_on_the_resolution(size):
     x, y = grid[None, :], grid[:, None]
     wave = np.cos(2 * np.pi * (3 * x + 2 * y) + 0.3) + 0.5 * np.cos(2 * np.pi * 9 * y + 0.1 + 0 * x)
     wave = np.float32(wave + 0.25 * np.cos(2 * np.pi * (11 * x - 4 * y)))[None, :, :, None]
-    below = lambda bins: filtered(mean_squares, low_pass(bins / (size / 2)))(wave, T0[:1])[0]  # noqa: E731
-    np.testing.assert_allclose(below(5), 0.5, rtol=1e-4)
-    np.testing.assert_allclose(below(10), 0.625, rtol=1e-4)
-    np.testing.assert_allclose(below(13), 0.65625, rtol=1e-4)
+    below = lambda bins: filtered(mean_squares, low_pass(bins / (size / 2)))  # noqa: E731
+    got = tm.evaluate(lambda x: jnp.stack([below(bins)(x, T0[:1])[0] for bins in (5, 10, 13)]), wave)
+    np.testing.assert_allclose(got, [0.5, 0.625, 0.65625], rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [33, 64, 256])
 def test_passband_normalisation_keeps_the_mean_square_of_white_noise(size):
     x = images(size, size, channels=3)
-    for cutoff in (0.5, 0.75):
-        p = float(jnp.sum(low_pass(cutoff).mask(size, size, T0) ** 2 * half_plane_weights(size))) / size**2
+    cutoffs = (0.5, 0.75)
+
+    def run(x):
+        for cutoff in cutoffs:
+            unit, plain = low_pass(cutoff, normalise="passband"), low_pass(cutoff)
+            share = jnp.sum(plain.mask(size, size, T0) ** 2 * half_plane_weights(size)) / size**2
+            yield share, filtered(mean_squares, unit)(x, T0), filtered(mean_squares, plain)(x, T0)
+
+    for cutoff, (p, got, plain) in zip(cutoffs, tm.evaluate(lambda x: list(run(x)), x)):
         assert abs(p - np.pi * cutoff**2 / 4) < 0.012  # the share of the disc in the square
-        got = filtered(mean_squares, low_pass(cutoff, normalise="passband"))(x, T0)
-        plain = filtered(mean_squares, low_pass(cutoff))(x, T0)
         np.testing.assert_allclose(got, plain / p, rtol=1e-5)
         # 1 within the statistical error of p * values squares.
         assert np.all(np.abs(got - 1) < 5 * np.sqrt(2 / (p * x[0].size)))
 
 
-@pytest.mark.parametrize(
-    ("cutoff", "share"), [(0.1, 0.0078), (0.25, 0.0490), (0.5, 0.1961), (0.75, 0.4412), (1, 0.7848)]
-)
-def test_passband_shares_at_256(cutoff, share):
-    m = np.asarray(low_pass(cutoff).mask(256, 256, T0)) ** 2
-    assert abs((m * half_plane_weights(256)).sum() / 256**2 - share) < 1.5e-4
+def test_passband_shares_at_256():
+    shares = {0.1: 0.0078, 0.25: 0.0490, 0.5: 0.1961, 0.75: 0.4412, 1.0: 0.7848}
+    masks = tm.evaluate(lambda: [low_pass(cutoff).mask(256, 256, T0) for cutoff in shares])
+    for m, share in zip(masks, shares.values()):
+        assert abs((m**2 * half_plane_weights(256)).sum() / 256**2 - share) < 1.5e-4
 
 
 def test_an_empty_band_gives_zero_and_no_nan():
-    x = images(8, 8)
-    for normalise in (None, "passband"):
-        empty = band(0.30, 0.31, normalise=normalise)
-        value, slope = jax.value_and_grad(lambda x, f=empty: jnp.sum(masked_energy(x, T0, f)))(jnp.asarray(x))
+    def run(x):
+        for normalise in (None, "passband"):
+            f = band(0.30, 0.31, normalise=normalise)
+            yield jax.value_and_grad(lambda x, f=f: jnp.sum(masked_energy(x, T0, f)))(x)
+
+    for value, slope in tm.evaluate(lambda x: list(run(x)), images(8, 8)):
         assert value == 0
         assert np.all(slope == 0)
 
@@ -228,32 +250,34 @@ def test_cutoff_over_t():
     """A table, a function of t and a loop over numbers agree; a new t does not compile again."""
     x = images(32, 48, count=3)
     table = np.linspace(1.3, 0.11, 1000)
-    device_table = jnp.asarray(table)
-    by_table, by_function = low_pass(table), low_pass(lambda t: device_table[t])
+    by_table, by_function = low_pass(table), low_pass(lambda t: jnp.asarray(table)[t])
 
     @jax.jit
     def run(x, t):
         return by_table(x, t), masked_energy(x, t, by_table), masked_energy(x, t, by_function)
 
-    assert by_table.mask(32, 48, jnp.array([1, 2, 3])).shape == (3, 32, 25)
+    assert jax.eval_shape(lambda t: by_table.mask(32, 48, t), np.array([1, 2, 3])).shape == (3, 32, 25)
     for t in ([0, 500, 999], [3, 333, 777]):
-        y, energy, energy_2 = run(x, jnp.array(t))
-        for i in range(3):
-            single = low_pass(float(np.float32(table[t[i]])))
-            np.testing.assert_allclose(y[i : i + 1], single(x[i : i + 1], T0[:1]), atol=1e-5)
-            np.testing.assert_allclose(energy[i], masked_energy(x[i : i + 1], T0[:1], single)[0], rtol=1e-5)
+        y, energy, energy_2 = jax.tree.map(np.asarray, run(x, np.array(t)))
         np.testing.assert_allclose(energy_2, energy, rtol=1e-5)
+        for i in range(3):
+            m = oracle.mask("ideal", table[t[i]], 32, 48)
+            want, want_energy = wanted(x[i : i + 1], m)
+            np.testing.assert_allclose(y[i : i + 1], want, atol=1e-5)
+            np.testing.assert_allclose(energy[i], want_energy[0], rtol=1e-5)
     assert run._cache_size() == 1
 
 
 def test_band_and_passband_over_t():
     x = images(32, 32, count=2)
-    t = jnp.array([0, 1])
     f = band(np.array([0.2, 0.3]), np.array([0.6, 0.9]), normalise="passband")
-    for i, (low, high) in enumerate([(0.2, 0.6), (0.3, 0.9)]):
-        single = band(low, high, normalise="passband")
-        want = masked_energy(x[i : i + 1], T0[:1], single)[0]
-        np.testing.assert_allclose(masked_energy(x, t, f)[i], want, rtol=1e-5)
+
+    def run(x):
+        singles = [band(low, high, normalise="passband") for low, high in ((0.2, 0.6), (0.3, 0.9))]
+        return masked_energy(x, jnp.array([0, 1]), f), [masked_energy(x, T0, single) for single in singles]
+
+    got, (first, second) = tm.evaluate(run, x)
+    np.testing.assert_allclose(got, [first[0], second[1]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -196,3 +197,39 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(unbroken, tm
     steps = logged_steps(workdir)
     assert len(steps) == len(set(steps))
     assert steps == logged_steps(unbroken[0])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_process_with_two_devices(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = (*TINY, "--mode=unlearn")
+    alone = run(
+        "train.main",
+        *arguments,
+        f"--workdir={tmp_path / 'one'}",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    assert alone.returncode == 0, alone.stderr
+    together = [f"--coordinator_address=localhost:{port}", "--num_processes=2", f"--workdir={tmp_path / 'two'}"]
+    processes = [start("train.main", *arguments, *together, f"--process_id={i}") for i in range(2)]
+    outputs = [process.communicate(timeout=500) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert final_weights(tmp_path / "one") == final_weights(tmp_path / "two")
+    assert logged_steps(tmp_path / "one") == logged_steps(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_retrained_model_is_a_column_of_the_report(tmp_path):
+    workdir = tmp_path / "run"
+    done = run("train.main", *TINY, "--config.retrain.enabled=True", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "models" / "retrained" / "model_index.json").is_file()
+    report = json.loads((workdir / "report.json").read_text())
+    measured = {column: [entry["metric"] for entry in entries] for column, entries in report["evaluation"].items()}
+    assert measured["retrained"]
+    assert set(measured["before"]) - set(measured["retrained"]) == set()
+    level = next(entry for entry in report["evaluation"]["after"] if entry["metric"] == "forget_level")
+    assert level["status"] == "ok"
+    assert "retrained" in (workdir / "report.html").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxunlearn import METHODS, Draw, init_state, make_train_step
+from jaxunlearn import METHODS, init_state, make_train_step
 from jaxunlearn.methods import make_combine, make_objective
 from jaxunlearn.parallel import make_mesh, pmap_step, replicate, sharded_step
 from jaxunlearn.step import term_grads
@@ -145,16 +145,6 @@ def other_pairs(name):
     return tuple(pair for pair in pairs if pair not in quick_pairs(name))
 
 
-def cheap_draw(key, batch):
-    """A draw that compiles fast: the true ones have their own test for many devices."""
-    count = batch.keep.x0.shape[0]
-    seed = (jax.random.key_data(key) % 10_007).astype(jnp.float32).sum()
-    noise = lambda shift: jnp.sin(jnp.arange(batch.keep.x0.size) * 78.233 + seed + shift).reshape(batch.keep.x0.shape)  # noqa: E731
-    u = jnp.abs(jnp.sin(jnp.arange(count) * 12.9898 + seed))
-    t = (jnp.arange(count) * 367 + seed.astype(jnp.int32)) % 1000
-    return Draw(t, jnp.ones(count), 1.4 * noise(0.0), 0.999 * u, {"noise": jnp.abs(noise(1.0))})
-
-
 @functools.cache
 def trained(name, pairs):
     """``({form: {(selection, optimiser): parameters after 10 steps}}, {form: traces after the first step})``."""
@@ -162,7 +152,7 @@ def trained(name, pairs):
     predict, combine = CountedPredict(), make_combine(name)
     txs = [optimiser(name, label) for _, label in pairs]
     steps = [make_train_step(objective_of(name, s), combine, predict, tx) for (s, _), tx in zip(pairs, txs)]
-    step, draw_fn = tm.together(steps), cheap_draw
+    step, draw_fn = tm.together(steps), tm.cheap_draw
     forms = {
         "1": lambda: sharded_step(step, draw_fn, make_mesh(jax.devices()[:1])),
         "8": lambda: sharded_step(step, draw_fn, make_mesh()),

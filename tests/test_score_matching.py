@@ -23,14 +23,17 @@ TAU = np.linspace(0.01, 1.0, 25)
 @pytest.mark.parametrize("name", SDES)
 def test_the_kernel_solves_the_equation(name):
     """d alpha/d tau = f alpha and d sigma^2/d tau = 2 f sigma^2 + g^2, the moments of dx = f x dtau + g dw."""
-    sde, tau = SDES[name], jnp.asarray(TAU)
-    alpha_rate = jax.vmap(jax.grad(lambda u: sde.alpha(u)))(tau)
-    variance_rate = jax.vmap(jax.grad(lambda u: sde.sigma(u) ** 2))(tau)
-    f, g = sde.drift(tau), sde.diffusion(tau)
-    np.testing.assert_allclose(alpha_rate, f * sde.alpha(tau), rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(variance_rate, 2 * f * sde.sigma(tau) ** 2 + g**2, rtol=1e-9, atol=1e-12)
-    for value in (f, g, sde.alpha(tau), sde.sigma(tau)):
-        assert value.shape == tau.shape
+    sde = SDES[name]
+
+    def run(tau):
+        rates = [jax.vmap(jax.grad(f))(tau) for f in (sde.alpha, lambda u: sde.sigma(u) ** 2)]
+        return rates, [f(tau) for f in (sde.alpha, sde.sigma, sde.drift, sde.diffusion)]
+
+    (alpha_rate, variance_rate), values = tm.evaluate(run, TAU)
+    alpha, sigma, f, g = values
+    np.testing.assert_allclose(alpha_rate, f * alpha, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(variance_rate, 2 * f * sigma**2 + g**2, rtol=1e-9, atol=1e-12)
+    assert all(value.shape == TAU.shape for value in values)
 
 
 @pytest.mark.usefixtures("x64")
@@ -86,13 +89,16 @@ def test_noise_weighting_is_the_discrete_denoising_loss():
     schedule = Schedule(np.exp(2 * np.float64(sde.log_alpha(tau))))
     a = tm.arrays(4, t=[50, 300, 600, 999])
     batch, draw = tm.batch_and_draw(a)
-    discrete = denoise(schedule)(tm.predict, tm.params(), batch, draw)[0]["keep"]
-    u = jnp.asarray(tau[a["t"]], jnp.float32)
+    u = tau[a["t"]].astype(np.float32)
 
     def score_fn(p, x, u):
         return sm.score_from_eps(tm.predict(p, x, draw.t), sde.sigma(u))
 
-    continuous = sm.denoising_score_matching(score_fn, tm.params(), batch.keep.x0, u, draw.eps, sde)
+    def run(p):
+        discrete = denoise(schedule)(tm.predict, p, batch, draw)[0]["keep"]
+        return discrete, sm.denoising_score_matching(score_fn, p, batch.keep.x0, u, draw.eps, sde)
+
+    discrete, continuous = tm.evaluate(run, tm.params())
     np.testing.assert_allclose(continuous, discrete, rtol=1e-4)
 
 

@@ -14,7 +14,7 @@ from jaxunlearn.combine import fixed_norm
 from jaxunlearn.objectives import importance_weights, log_ratio, mixture_sample, mixture_weights
 from jaxunlearn.schedule import linear
 from jaxunlearn.step import term_grads
-from jaxunlearn.timesteps import stratified_uniform, uniform
+from jaxunlearn.timesteps import stratified_uniform
 from tests import oracle
 from tests import tiny_model as tm
 from tests.tiny_model import quick_compilation  # noqa: F401
@@ -96,17 +96,21 @@ def random_rows(count, seed=0, spread=0.3):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("lam", [0.01, 0.2, 0.5, 0.9])
 def test_identity_bounds_and_swap(lam):
-    m, x0, a0, alpha, sigma = (jnp.asarray(z) for z in random_rows(500))
-    w_keep, w_forget = importance_weights(m, x0, a0, alpha, sigma, lam)
+    m, x0, a0, alpha, sigma = random_rows(500)
+
+    def run(*row):
+        m, x0, a0, alpha, sigma = row
+        swapped = importance_weights(m, a0, x0, alpha, sigma, 1 - lam)
+        return importance_weights(*row, lam), swapped, importance_weights(m, x0, x0, alpha, sigma, lam)
+
+    (w_keep, w_forget), swapped, same = tm.evaluate(run, m, x0, a0, alpha, sigma)
     np.testing.assert_allclose((1 - lam) * w_keep + lam * w_forget, 1, rtol=1e-13)
     assert np.all(w_keep >= 0)
     assert np.all(w_keep <= (1 + 1e-14) / (1 - lam))
     assert np.all(w_forget >= 0)
     assert np.all(w_forget <= (1 + 1e-14) / lam)
-    swapped = importance_weights(m, a0, x0, alpha, sigma, 1 - lam)
     np.testing.assert_allclose(swapped[0], w_forget, rtol=1e-9, atol=1e-300)
     np.testing.assert_allclose(swapped[1], w_keep, rtol=1e-9, atol=1e-300)
-    same = importance_weights(m, x0, x0, alpha, sigma, lam)
     np.testing.assert_allclose(same, np.ones((2, 500)), rtol=1e-14)
 
 
@@ -127,6 +131,9 @@ def test_weights_are_finite_for_every_lam_and_gap(lam, dtype):
     np.testing.assert_allclose(w_forget, want[1].astype(float), rtol=1e-6)
 
 
+WEIGHTS = jax.jit(importance_weights)
+
+
 def test_accuracy_at_256():
     """float32 weights at 256x256x3 are within 1e-5 of extended precision on the same inputs where they are not one-hot."""
     rng = np.random.default_rng(0)
@@ -136,15 +143,15 @@ def test_accuracy_at_256():
     alpha, sigma = oracle.alpha_sigma(oracle.linear_table(), t)
     eps = rng.normal(size=x0.shape)
     m = oracle.noised(np.where(oracle.col([True, False, True, False]), a0, x0), eps, alpha, sigma).astype(np.float32)
-    row = [jnp.asarray(z, jnp.float32) for z in (m, x0, a0, alpha, sigma)]
+    row = [z.astype(np.float32) for z in (m, x0, a0, alpha, sigma)]
     for lam in (0.2, 0.5):
         gap, *want = oracle.siss_weights(*(np.asarray(z, np.float64) for z in (m, x0, a0)), alpha, sigma, lam)
         assert np.all(np.abs(gap) < 40)
         assert np.sum(np.abs(gap) < 5) >= 2
-        got = jax.jit(importance_weights)(*row, lam)
+        got = WEIGHTS(*row, lam)
         for g, w in zip(got, want):
             np.testing.assert_allclose(g, w.astype(float), rtol=1e-5)
-    half = log_ratio(*(z.astype(jnp.bfloat16) for z in row[:3]), *row[3:])
+    half = tm.evaluate(lambda *z: log_ratio(*(v.astype(jnp.bfloat16) for v in z), *row[3:]), *row[:3])
     assert half.dtype == jnp.float32
     assert np.all(np.isfinite(half))
 
@@ -263,9 +270,10 @@ def test_stratified_mask_has_the_exact_count_and_the_same_mean():
     # Each row is in forget with probability lam, and u itself is uniform.
     assert np.all(np.abs((u < 0.5).mean(axis=0) - 0.5) < 4.5 * np.sqrt(0.25 / 2500))
     assert abs(u.mean() - 0.5) < 4.5 * np.sqrt(1 / 12 / u.size)
-    for lam in (0.0, 0.2, 0.7, 1.0):
-        draw = uniform(1000, stratify_lam=lam)(jax.random.key(3), Batch(Example(np.zeros((8, 1, 1, 1), np.float32))))
-        u = np.asarray(draw.u)
+    lams = (0.0, 0.2, 0.7, 1.0)
+    for lam, u in zip(
+        lams, tm.evaluate(lambda key: [stratified_uniform(key, 8, lam) for lam in lams], jax.random.key(3))
+    ):
         assert np.sum(u < np.float32(lam)) == round(lam * 8)
         assert np.all((u >= 0) & (u < 1))
 
@@ -283,14 +291,18 @@ def test_no_is_shares_noise_and_timestep_between_its_branches():
     """From what the network is shown, the noise of each branch can be computed; both must be the draw's."""
     arrays = tm.arrays(5, t=[100, 300, 500, 700, 900])
     batch, draw = tm.batch_and_draw(arrays)
-    seen = []
 
-    def spy(params, x, t, cond):
-        seen.append((np.asarray(x), np.asarray(t)))
-        return tm.predict(params, x, t, cond)
+    def run(p):
+        seen = []
 
-    siss_no_is(SCHEDULE)(spy, tm.params(), batch, draw)
-    (x_t, t_keep), (a_t, t_forget) = seen
+        def spy(params, x, t, cond):
+            seen.append((x, t))
+            return tm.predict(params, x, t, cond)
+
+        siss_no_is(SCHEDULE)(spy, p, batch, draw)
+        return seen
+
+    (x_t, t_keep), (a_t, t_forget) = tm.evaluate(run, tm.params())
     assert np.array_equal(t_keep, t_forget)
     assert np.array_equal(t_keep, draw.t)
     alpha, sigma = (oracle.col(z) for z in oracle.alpha_sigma(oracle.linear_table(), t_keep))
@@ -301,23 +313,23 @@ def test_no_is_shares_noise_and_timestep_between_its_branches():
 
 def test_unequal_conditions_are_refused():
     batch, draw = tm.batch_and_draw(tm.arrays(2))
-    p = tm.params()
+
+    def run(objective, batch):
+        return jax.eval_shape(lambda p: objective(tm.predict, p, batch, draw)[0], tm.params())
 
     def with_conditions(keep, forget):
         return Batch(batch.keep._replace(cond=keep), batch.forget._replace(cond=forget))
 
-    labels = jnp.array([0.1, 0.2])
+    labels = np.array([0.1, 0.2], np.float32)
     for make in (siss, bernoulli):
         objective = make(SCHEDULE, lam=0.5)
         with pytest.raises(ValueError, match="must be equal in every row"):
-            objective(tm.predict, p, with_conditions(labels, labels + 1), draw)
+            run(objective, with_conditions(labels, labels + 1))
         with pytest.raises(ValueError, match="same structure"):
-            objective(tm.predict, p, with_conditions(labels, None), draw)
-        terms, _ = objective(tm.predict, p, with_conditions(labels, labels), draw)
-        assert np.all(np.isfinite(terms["keep"]))
+            run(objective, with_conditions(labels, None))
+        assert run(objective, with_conditions(labels, labels))["keep"].shape == (2,)
     # With a forward pass for each branch, different conditions are sound.
-    terms, _ = siss_no_is(SCHEDULE)(tm.predict, p, with_conditions(labels, labels + 1), draw)
-    assert terms["forget"].shape == (2,)
+    assert run(siss_no_is(SCHEDULE), with_conditions(labels, labels + 1))["forget"].shape == (2,)
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, float("nan")])

@@ -69,8 +69,13 @@ def arrays(count, shape=(8, 8, 1), seed=0, dtype=np.float32, t=None):
 def batch_and_draw(a):
     """The library's containers of :func:`arrays`."""
     a = {k: jnp.asarray(v) for k, v in a.items()}
-    ones = jnp.ones(a["t"].shape, a["eps"].dtype)
+    ones = jnp.asarray(np.ones(a["t"].shape, a["eps"].dtype))
     return Batch(Example(a["x0"]), Example(a["a0"])), Draw(a["t"], ones, a["eps"], a["u"], {"noise": a["noise"]})
+
+
+def evaluate(function, *args):
+    """The results as numpy arrays, from one program: many small eager operations would each be compiled."""
+    return jax.tree.map(np.asarray, jax.jit(function)(*args))
 
 
 def close(got, want, tolerance):
@@ -81,6 +86,16 @@ def close(got, want, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 1e-30))
 
     jax.tree.map(check, got, want)
+
+
+def cheap_draw(key, batch):
+    """A draw that compiles fast: the true ones have their own test for many devices."""
+    count = batch.keep.x0.shape[0]
+    seed = (jax.random.key_data(key) % 10_007).astype(jnp.float32).sum()
+    noise = lambda shift: jnp.sin(jnp.arange(batch.keep.x0.size) * 78.233 + seed + shift).reshape(batch.keep.x0.shape)  # noqa: E731
+    u = jnp.abs(jnp.sin(jnp.arange(count) * 12.9898 + seed))
+    t = (jnp.arange(count) * 367 + seed.astype(jnp.int32)) % 1000
+    return Draw(t, jnp.ones(count), 1.4 * noise(0.0), 0.999 * u, {"noise": jnp.abs(noise(1.0))})
 
 
 class Together(NamedTuple):
