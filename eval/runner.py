@@ -11,7 +11,7 @@ import numpy as np
 from jaxunlearn import sampling
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.metrics.denoising_loss import denoising_loss, make_loss_rows
-from jaxunlearn.metrics.injection import denoise_injection, make_chain
+from jaxunlearn.metrics.injection import denoise_injection
 from jaxunlearn.types import PyTree
 
 Tick = Callable[[float], None]
@@ -55,11 +55,10 @@ class Runner:
             return model.predict(params, x_t, t, None)
 
         ancestral = _sampler(model, "ddpm", model.schedule.num_steps)
-        down = np.arange(max(settings["injection_t"]), -1, -1)
-        table = sampling.coefficients(model.schedule, ancestral, sampling.Trajectory(down, down - 1))
-        clip = ancestral.clip_sample_range if ancestral.clip_sample else None
         self._sample = jax.jit(sample, static_argnums=2)
-        self._chain = jax.jit(make_chain(predict, table, clip))
+        self._chain = jax.jit(
+            sampling.ancestral_chain(model.predict, model.schedule, ancestral, max(settings["injection_t"]))
+        )
         self._loss = jax.jit(make_loss_rows(predict, model.schedule))
         self.protocol = {
             "sampler": settings["sampler"],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -208,18 +208,57 @@ def sample(
     def body(x, scanned):
         t, row, z = scanned
         out = predict(params, x, jnp.full((x.shape[0],), t, jnp.int32), cond)
-        x0 = row["x0_from_x"] * x + row["x0_from_out"] * out
-        e = row["e_from_x"] * x + row["e_from_out"] * out
-        if config.clip_sample:
-            x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
-        x = row["to_x0"] * x0 + row["to_x"] * x + row["to_e"] * e
-        if noisy:
-            x = x + row["to_noise"] * (_noise(key, t, x) if z is None else z)
-        return x, None
+        if noisy and z is None:
+            z = _noise(key, t, x)
+        return _advance(x, out, z if noisy else None, row, config), None
 
     rows = {name: jnp.asarray(values, x_start.dtype) for name, values in table.items()}
     scanned = (jnp.asarray(steps.t, jnp.int32), rows, noise if noisy else None)
     return jax.lax.scan(body, x_start, scanned)[0]
+
+
+def ancestral_chain(
+    predict: Predict, schedule: Schedule, config: SamplerConfig, t_max: int
+) -> Callable[[PyTree, Array, Array, Array], Array]:
+    """``(params, x_t [B,H,W,C], t, keys [B]) -> x0``: every step from t to 0, as :func:`sample`, but t may be traced.
+
+    One compilation serves every t up to ``t_max``, where :func:`sample` needs one for each.
+
+    Args:
+      predict: the model, of noise, without a condition.
+      schedule: the noise schedule.
+      config: a sampler of kind "ddpm".
+      t_max: the largest t that may be asked for.
+
+    Raises:
+      ValueError: another kind of sampler, ``t_max`` outside the schedule.
+    """
+    if config.kind != "ddpm":
+        raise ValueError(f"an ancestral chain is of kind 'ddpm', got {config.kind!r}")
+    table = coefficients(schedule, config, _as_trajectory(np.arange(t_max, -1, -1)))
+
+    def chain(params, x_t, t, keys):
+        by_t = {name: jnp.asarray(values[::-1].copy(), x_t.dtype) for name, values in table.items()}
+
+        def body(done, x):
+            step = t - done
+            row = {name: values[step] for name, values in by_t.items()}
+            out = predict(params, x, jnp.full((x.shape[0],), step, jnp.int32), None)
+            return _advance(x, out, _noise(keys, step, x), row, config)
+
+        return jax.lax.fori_loop(0, t + 1, body, x_t)
+
+    return chain
+
+
+def _advance(x: Array, out: Array, z: Array | None, row: dict[str, Array], config: SamplerConfig) -> Array:
+    """One step: the formula of the module's docstring with the numbers of one row."""
+    x0 = row["x0_from_x"] * x + row["x0_from_out"] * out
+    e = row["e_from_x"] * x + row["e_from_out"] * out
+    if config.clip_sample:
+        x0 = jnp.clip(x0, -config.clip_sample_range, config.clip_sample_range)
+    x = row["to_x0"] * x0 + row["to_x"] * x + row["to_e"] * e
+    return x if z is None else x + row["to_noise"] * z
 
 
 def coefficients(

@@ -107,8 +107,7 @@ def test_injection_noises_as_the_schedule_says_and_gives_rows_back_in_order(imag
 
 def ancestral(predict, t_max):
     config = sampling.SamplerConfig(kind="ddpm", clip_sample=True)
-    steps = sampling.Trajectory(np.arange(t_max, -1, -1), np.arange(t_max, -1, -1) - 1)
-    return jax.jit(injection.make_chain(predict, sampling.coefficients(SCHEDULE, config, steps), 1.0))
+    return jax.jit(sampling.ancestral_chain(lambda p, x, t, c: predict(p, x, t), SCHEDULE, config, t_max))
 
 
 def test_chain_equals_the_sampler_from_any_start(images):

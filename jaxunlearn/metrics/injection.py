@@ -6,7 +6,7 @@ t every model draws something new. Target: the value of a model retrained withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -89,35 +89,3 @@ def injection_similarity(a0, denoised) -> np.ndarray:
     first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.sum(first * second, axis=-1) / (np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1))
-
-
-def make_chain(
-    predict: Callable[[object, Array, Array], Array], table: Mapping[str, np.ndarray], clip: float | None
-) -> Callable[..., Array]:
-    """An ancestral chain ``(params, x_t [B,H,W,C], t, keys [B]) -> x0`` whose start t may be traced.
-
-    One compilation serves every t. It walks every step from t to 0, and agrees with
-    :func:`jaxunlearn.sampling.sample` for the same keys.
-
-    Args:
-      predict: ``(params, x_t, t) -> eps_hat``.
-      table: the numbers of each step, from :func:`jaxunlearn.sampling.coefficients` with "epsilon" and the timesteps
-        ``t_max, t_max - 1, ..., 0`` of an ancestral sampler.
-      clip: range of the predicted clean image, or None.
-    """
-    by_t = {name: jnp.asarray(np.asarray(values)[::-1], jnp.float32) for name, values in table.items()}
-
-    def chain(params, x_t, t, keys):
-        def body(done, x):
-            step = t - done
-            row = {name: values[step] for name, values in by_t.items()}
-            eps_hat = predict(params, x, jnp.full((len(x),), step, jnp.int32))
-            x0 = row["x0_from_x"] * x + row["x0_from_out"] * eps_hat
-            if clip is not None:
-                x0 = jnp.clip(x0, -clip, clip)
-            z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), x.shape[1:]))(keys)
-            return row["to_x0"] * x0 + row["to_x"] * x + row["to_noise"] * z
-
-        return jax.lax.fori_loop(0, t + 1, body, x_t)
-
-    return chain
