@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from eval.evaluate import evaluate
     from eval.output import write
+    from jaxunlearn import runtime
 
+    runtime.set_up()
     try:
         report, columns, references = evaluate(inputs, _say)
     except ValueError as error:

@@ -35,20 +35,40 @@ def objective_of(name, selection):
 
 
 @functools.cache
-def compiled_terms(name, selection):
-    objective = objective_of(name, selection)
-    return jax.jit(lambda p, batch, draw: objective(tm.predict, p, batch, draw))
+def compiled_terms():
+    """``{case: (terms, aux)}`` of all cases, one program."""
+    objectives = {pair: objective_of(*pair) for pair in CASES}
+    return jax.jit(lambda p, batch, draw: {k: o(tm.predict, p, batch, draw) for k, o in objectives.items()})
 
 
 def rows(t=(10, 300, 500, 600, 999)):
     return tm.arrays(len(t), t=t)
 
 
+def one_changed():
+    """The rows with another example in the place of the third."""
+    a, others = rows(), tm.arrays(5, seed=9)
+    for k in ("x0", "a0", "eps", "noise"):
+        a[k][2] = others[k][2]
+    a["t"][2] = 420
+    a["u"][2] = 0.9 if a["u"][2] < 0.5 else 0.1
+    return a
+
+
+ORDER = np.array([3, 0, 4, 1, 2])
+INPUTS = {"rows": rows, "one changed": one_changed, "shuffled": lambda: {k: v[ORDER] for k, v in rows().items()}}
+
+
+@functools.cache
+def terms_of(label):
+    return jax.tree.map(np.asarray, compiled_terms()(tm.params(), *tm.batch_and_draw(INPUTS[label]())))
+
+
 @case
 def test_terms_are_finite_numbers_per_example_and_jit_equals_eager(name, selection):
     batch, draw = tm.batch_and_draw(rows())
     objective = objective_of(name, selection)
-    terms, aux = compiled_terms(name, selection)(tm.params(), batch, draw)
+    terms, aux = terms_of("rows")[name, selection]
     assert set(terms) == set(objective.terms)
     assert objective.forget_sign == METHODS[name].forget_sign
     assert ("forget" in terms) == (objective.forget_sign != 0)
@@ -58,29 +78,17 @@ def test_terms_are_finite_numbers_per_example_and_jit_equals_eager(name, selecti
         assert np.all(np.isfinite(value))
     for value in terms.values():
         assert np.all(value >= 0)  # never signed
-    eager_terms, eager_aux = objective(tm.predict, tm.params(), batch, draw)
-    tm.close((terms, aux), (eager_terms, eager_aux), 1e-5)
+    tm.close((terms, aux), objective(tm.predict, tm.params(), batch, draw), 1e-5)
 
 
 @case
 def test_examples_do_not_mix(name, selection):
-    a = rows()
-    run = compiled_terms(name, selection)
-    before, aux_before = run(tm.params(), *tm.batch_and_draw(a))
-    changed = {k: v.copy() for k, v in a.items()}
-    others = tm.arrays(5, seed=9)
-    for k in ("x0", "a0", "eps", "noise"):
-        changed[k][2] = others[k][2]
-    changed["t"][2] = 420
-    changed["u"][2] = 0.9 if a["u"][2] < 0.5 else 0.1
-    after, aux_after = run(tm.params(), *tm.batch_and_draw(changed))
-    for x, y in zip(jax.tree.leaves((before, aux_before)), jax.tree.leaves((after, aux_after))):
+    before, changed, shuffled = (terms_of(label)[name, selection] for label in INPUTS)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(changed)):
         assert np.array_equal(np.delete(x, 2), np.delete(y, 2))
-    assert all(before[k][2] != after[k][2] for k in before)
+    assert all(before[0][k][2] != changed[0][k][2] for k in before[0])
     # The order of the examples does not matter.
-    order = np.array([3, 0, 4, 1, 2])
-    shuffled, _ = run(tm.params(), *tm.batch_and_draw({k: v[order] for k, v in a.items()}))
-    tm.close(shuffled, {k: v[order] for k, v in before.items()}, 1e-6)
+    tm.close(shuffled, jax.tree.map(lambda v: v[ORDER], before), 1e-6)
 
 
 @case
@@ -96,19 +104,25 @@ def test_half_precision_network_gives_float32_terms(name, selection):
     assert all(v.dtype == jnp.float32 for v in terms.values())
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if METHODS[m].forget_sign])
-@pytest.mark.parametrize("selection", ["window", "both"])
-def test_no_row_in_the_window_gives_no_forget_update(name, selection):
-    batch, draw = tm.batch_and_draw(rows(t=(0, 100, 249, 750, 999)))
-    objective, combine = objective_of(name, selection), make_combine(name)
+WINDOWED = [(m, s) for m, s in CASES if s in ("window", "both")]
 
-    @jax.jit
-    def run(p):
-        grads, terms, _ = term_grads(objective, tm.predict, p, batch, draw)
-        direction, _, metrics = combine.apply(grads, (), jnp.int32(0))
+
+@functools.cache
+def outside_the_window():
+    """``{case: (gradients, terms, direction, metrics)}`` of a batch without a row in the window."""
+    batch, draw = tm.batch_and_draw(rows(t=(0, 100, 249, 750, 999)))
+
+    def run(p, pair):
+        grads, terms, _ = term_grads(objective_of(*pair), tm.predict, p, batch, draw)
+        direction, _, metrics = make_combine(pair[0]).apply(grads, (), jnp.int32(0))
         return grads, terms, direction, metrics
 
-    grads, terms, direction, metrics = run(tm.params())
+    return tm.evaluate(lambda p: {pair: run(p, pair) for pair in WINDOWED}, tm.params())
+
+
+@pytest.mark.parametrize(("name", "selection"), WINDOWED)
+def test_no_row_in_the_window_gives_no_forget_update(name, selection):
+    grads, terms, direction, metrics = outside_the_window()[name, selection]
     assert terms["forget"] == 0
     assert all(np.all(g == 0) for g in jax.tree.leaves(grads["forget"]))
     assert all(np.isfinite(v) for v in metrics.values())

@@ -271,9 +271,8 @@ def test_stratified_mask_has_the_exact_count_and_the_same_mean():
     assert np.all(np.abs((u < 0.5).mean(axis=0) - 0.5) < 4.5 * np.sqrt(0.25 / 2500))
     assert abs(u.mean() - 0.5) < 4.5 * np.sqrt(1 / 12 / u.size)
     lams = (0.0, 0.2, 0.7, 1.0)
-    for lam, u in zip(
-        lams, tm.evaluate(lambda key: [stratified_uniform(key, 8, lam) for lam in lams], jax.random.key(3))
-    ):
+    all_u = tm.evaluate(lambda key: [stratified_uniform(key, 8, lam) for lam in lams], jax.random.key(3))
+    for lam, u in zip(lams, all_u):
         assert np.sum(u < np.float32(lam)) == round(lam * 8)
         assert np.all((u >= 0) & (u < 1))
 
