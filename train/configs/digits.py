@@ -27,21 +27,21 @@ def get_config(variant: str = "") -> ConfigDict:
             in_channels=1,
             out_channels=1,
             block_out_channels=(24, 48),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
             layers_per_block=1,
             norm_num_groups=8,
             attention_head_dim=16,
         )
     )
 
-    config.base.num_steps = 1000
+    config.base.num_steps = 1500
     config.base.batch_size = 64
     config.base.ema_max_decay = 0.995
     config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100)
 
     config.unlearn.method = "siss"
-    config.unlearn.num_steps = 100
+    config.unlearn.num_steps = 200
     config.unlearn.batch_size = 64
     config.unlearn.optimizer = optimizer(learning_rate=1e-4)
 
