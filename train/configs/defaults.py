@@ -51,7 +51,7 @@ def defaults() -> ConfigDict:
     config.data.forget = ConfigDict(
         dict(
             planted=False,  # the planted image
-            indices=(0,)[:0],  # positions in the data set
+            indices=(),  # positions in the data set
             files=placeholder(str),  # a text file with one name a line
             folder=placeholder(str),  # a folder of images, found in the data set by their content
         )
