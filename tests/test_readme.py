@@ -1,4 +1,4 @@
-"""The README holds: its example runs, its tables are complete, its commands are the ones that continuous integration calls."""
+"""The README holds: its example runs, its tables are complete, continuous integration calls its commands."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100)
 
     config.unlearn.method = "siss"
-    # The forget term acts where it is decided whether a sample becomes the photograph, not where it is only sharpened. Without
-    # the window distorted shadows of it remain among the samples.
+    # The forget term acts where it is decided whether a sample becomes the photograph, not where it is only sharpened.
+    # Without the window distorted shadows of it remain among the samples.
     config.unlearn.select.window = (250, 750)
     config.unlearn.num_steps = 200
     config.unlearn.batch_size = 64
