@@ -28,3 +28,12 @@ def x64():
 def repository() -> pathlib.Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository) -> pathlib.Path:
+    """Real images beside the checkout (MNIST, the T-shirt, CIFAR-10, faces), where they are there."""
+    folder = repository.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder

@@ -19,14 +19,6 @@ from jaxunlearn.io import datasets, pictures
 from jaxunlearn.io.datasets import DATASETS, ImageSet, options_of, thinned
 
 
-@pytest.fixture(scope="session")
-def shared_data(repository):
-    folder = repository.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}")
-    return folder
-
-
 def random_image(seed, height=6, width=6, channels=3):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 

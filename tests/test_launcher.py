@@ -233,3 +233,22 @@ def test_the_retrained_model_is_a_column_of_the_report(tmp_path):
     level = next(entry for entry in report["evaluation"]["after"] if entry["metric"] == "forget_level")
     assert level["status"] == "ok"
     assert "retrained" in (workdir / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_mnist_tshirt_experiment_takes_its_first_steps(shared_data, tmp_path):
+    """The paper's set-up with the full network: the dry run of the real sizes, then three steps of each stage."""
+    config = "--config=train/configs/mnist_tshirt.py"
+    data = (
+        f"--config.data.path={shared_data / 'mnist-t10k'}",
+        f"--config.data.plant.image={shared_data / 'fashion-mnist' / 'tshirt-28.png'}",
+        "--config.data.plant.copies=101",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    dry = run("train.main", config, *data, "--dry_run", timeout=900)
+    assert dry.returncode == 0, dry.stderr
+    assert "14,735,745 parameters" in dry.stdout
+    assert "forget k = 101" in dry.stdout
+    done = run("train.main", f"{config}:smoke", *data, "--mode=unlearn", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert logged_steps(tmp_path / "run") == [(stage, step) for stage in ("base", "unlearn") for step in (1, 2, 3)]
