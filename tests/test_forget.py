@@ -42,7 +42,9 @@ def check_invariants(split: Split) -> None:
     for part in (split.keep, split.forget, split.held_out):
         assert part.dtype == np.int64
         np.testing.assert_array_equal(part, np.sort(part))
-    np.testing.assert_array_equal(split.train, np.setdiff1d(np.arange(len(split.images)), split.held_out))
+    unmatched = [i for i, name in enumerate(split.names) if name in split.unmatched]
+    trained = np.setdiff1d(np.arange(len(split.images)), [*split.held_out, *unmatched])
+    np.testing.assert_array_equal(split.train, trained)
     groups = content_groups(pixel_digests(split.images))
     parts = [set(groups[p].tolist()) for p in (split.keep, split.forget, split.held_out)]
     assert parts[0].isdisjoint(parts[1])
