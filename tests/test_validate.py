@@ -93,6 +93,13 @@ def test_a_combiner_that_would_train_on_the_forget_set_is_refused():
     assert problems(unlearn__combine__name="weighted_sum", unlearn__combine__forget=-0.5) == []
 
 
+def test_a_selection_needs_a_forget_term():
+    found = problems(unlearn__method="naive")
+    assert len(found) == 1
+    assert "select.window=(0,0)" in found[0]
+    assert problems(unlearn__method="naive", unlearn__select__window=(0, 0)) == []
+
+
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     found = problems(num_devices=3)
     assert [line.split(" = ")[0] for line in found] == ["config.base.batch_size", "config.unlearn.batch_size"]

@@ -69,12 +69,18 @@ def forget_error(unlearn: ConfigDict, num_steps: int) -> Error | None:
 def make_objective(unlearn: ConfigDict, schedule: Schedule) -> Objective:
     """The objective of the configured method."""
     method = look_up("method", unlearn.method, methods.METHODS)
+    selected = forget_error(unlearn, schedule.num_steps)
+    if selected is not None and method.forget_sign == 0:
+        raise ValueError(
+            f"method {unlearn.method!r} has no forget term to select in; "
+            "set --config.unlearn.select.window=(0,0) and --config.unlearn.select.filter=none"
+        )
     options = {name: unlearn[name] for name in method.options}
     return methods.make_objective(
         unlearn.method,
         schedule,
         error=ERRORS[unlearn.error],
-        forget_error=forget_error(unlearn, schedule.num_steps),
+        forget_error=selected,
         **options,
     )
 

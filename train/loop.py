@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -42,8 +41,7 @@ class StageRun:
       key: the stage's key; a step folds in its number.
       num_steps: how many steps.
       checkpoint_every: steps between checkpoints.
-      on_sample: called as ``on_sample(step, params)`` every ``sample_every`` steps.
-      sample_every: 0 for never.
+      sample_every: steps between sample grids; 0 for none before the end.
       meta: plain JSON that a checkpoint must agree with (the configuration's fingerprint).
     """
 
@@ -54,7 +52,6 @@ class StageRun:
     key: jax.Array
     num_steps: int
     checkpoint_every: int
-    on_sample: Callable[[int, PyTree], None]
     sample_every: int
     meta: dict
 
@@ -113,7 +110,12 @@ def fresh_or_restored(run: StageRun, mesh: Mesh, checkpoints: Checkpoints) -> Tr
 
 
 def train(
-    run: StageRun, mesh: Mesh, checkpoints: Checkpoints, make_log: Callable[[int], TrainingLog], stop: Termination
+    run: StageRun,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    make_log: Callable[[int], TrainingLog],
+    on_sample: Callable[[int, PyTree], None],
+    stop: Termination,
 ) -> TrainState:
     """Runs a stage to its end.
 
@@ -122,6 +124,7 @@ def train(
       mesh: the devices.
       checkpoints: where its states are kept.
       make_log: ``start_step -> TrainingLog``.
+      on_sample: called as ``on_sample(step, params)`` every ``sample_every`` steps.
       stop: asked before every step.
 
     Returns:
@@ -163,7 +166,7 @@ def train(
                 finished(in_flight.drain())
                 checkpoints.save(done, state, run.meta)
             if run.sample_every and done % run.sample_every == 0 and done != run.num_steps:
-                run.on_sample(done, model_params(state))
+                on_sample(done, model_params(state))
         finished(in_flight.drain())
         checkpoints.wait()
         return state
@@ -179,8 +182,3 @@ def model_params(state: TrainState) -> PyTree:
 def to_host(tree: PyTree) -> PyTree:
     """numpy copies."""
     return jax.tree.map(lambda x: np.asarray(jax.device_get(x)), tree)
-
-
-def abstract_batch(batch: Batch) -> Batch:
-    """Shapes and types of a batch, to compile for without data."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), batch)

@@ -103,7 +103,6 @@ def training_run(
         key=stage_key(config.seed, stage),
         num_steps=base.num_steps,
         checkpoint_every=config.checkpoint.every,
-        on_sample=lambda step, params: None,
         sample_every=config.log.sample_every,
         meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base")},
     )
@@ -124,7 +123,6 @@ def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, split: S
         key=stage_key(config.seed, "unlearn"),
         num_steps=unlearn.num_steps,
         checkpoint_every=config.checkpoint.every,
-        on_sample=lambda step, params: None,
         sample_every=config.log.sample_every,
         meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base", "unlearn")},
     )
@@ -245,14 +243,14 @@ class Runner:
             return
         model = make_model()
         run = make_run(self.config, model, self.split, self.mesh)
-        run.on_sample = lambda step, params: self._sample_grid(stage, step, model, params)
+        grid = partial(self._sample_grid, stage, model)
         checkpoints = Checkpoints(self.workdir.checkpoints(stage), keep=self.config.checkpoint.keep)
         try:
-            state = train(run, self.mesh, checkpoints, partial(self._log, run), self.stop)
+            state = train(run, self.mesh, checkpoints, partial(self._log, run), grid, self.stop)
         finally:
             checkpoints.close()
         params = to_host(model_params(state))
-        self._sample_grid(stage, run.num_steps, model, params)
+        grid(run.num_steps, params)
         if self._writes:
             for note in diffusers.save(folder, model.with_params(params)):
                 say(f"{stage}: {note}")
@@ -270,7 +268,7 @@ class Runner:
             writes=self._writes,
         )
 
-    def _sample_grid(self, stage: str, step: int, model: diffusers.DiffusersModel, params: PyTree) -> None:
+    def _sample_grid(self, stage: str, model: diffusers.DiffusersModel, step: int, params: PyTree) -> None:
         """A grid of samples; the noise is the same at every step and stage."""
         if not self._writes:
             return
