@@ -231,7 +231,8 @@ def test_the_retrained_model_is_a_column_of_the_report(tmp_path):
     assert measured["retrained"]
     assert set(measured["before"]) - set(measured["retrained"]) == set()
     level = next(entry for entry in report["evaluation"]["after"] if entry["metric"] == "forget_level")
-    assert level["status"] == "ok"
+    # Models of 20 steps may not differ; then the level says so and gives no number.
+    assert level["status"] == "ok" or "does not differ" in level["reason"]
     assert "retrained" in (workdir / "report.html").read_text()
 
 

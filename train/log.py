@@ -75,16 +75,16 @@ class TrainingLog:
             self._bar = tqdm(total=num_steps, initial=start_step, desc=stage, unit="step", dynamic_ncols=True)
 
     def due(self, step: int) -> bool:
-        """Whether the step is written to metrics.jsonl."""
-        return step % self._every == 0 or step == self._num_steps or self._timed_from is None
+        """Whether a finished step is written to metrics.jsonl. To be asked once for every step, in order."""
+        self._timed_from = self._timed_from or (step, time.monotonic())
+        return step % self._every == 0 or step == self._num_steps or step == 1
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a finished step."""
         if self._file is None:
             return
         now = time.monotonic()
-        self._timed_from = self._timed_from or (step, now)
-        first, since = self._timed_from
+        first, since = self._timed_from or (step, now)
         rate = (step - first) / (now - since) if step > first else None
         record = {"stage": self._stage, "step": step, "wall_seconds": round(now - self._start_time, 3)}
         if rate is not None:
