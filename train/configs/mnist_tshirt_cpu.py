@@ -1,4 +1,4 @@
-"""The MNIST + T-shirt experiment at the size of a laptop CPU: a small network, everything else as in mnist_tshirt.py.
+"""The MNIST + T-shirt experiment at the size of a laptop CPU: a small network, unlearned in the middle timesteps.
 
     python -m train.main --config=train/configs/mnist_tshirt_cpu.py --config.data.path=MNIST_FOLDER \
         --config.data.plant.image=TSHIRT.png
@@ -29,10 +29,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config.base.batch_size = 64
         config.base.ema_max_decay = 0.999
         config.base.optimizer = optimizer(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200)
-        config.unlearn.num_steps = 200
+        config.unlearn.num_steps = 150
         config.unlearn.batch_size = 64
         config.unlearn.combine.name = "relative_norm"
-        config.unlearn.optimizer = optimizer(learning_rate=1e-4)
+        # At the scale of this network the forget term at small t tears the samples apart before the T-shirt is gone.
+        config.unlearn.select.window = (250, 750)
         config.eval.num_samples = 2000
         config.eval.classifier.steps = 1000
     return config
