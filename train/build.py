@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 from ml_collections import ConfigDict
@@ -22,6 +23,11 @@ COMBINER_VALUES = {
     "erasediff": ("eta",),
 }
 """Which keys of ``unlearn.combine`` each combiner reads."""
+
+
+def scheduler_json(config: ConfigDict) -> dict[str, Any]:
+    """The configured noise schedule as diffusers writes it."""
+    return {"_class_name": "DDPMScheduler", **config.scheduler.to_dict()}
 
 
 def learning_rate(optimizer: ConfigDict, num_steps: int) -> optax.Schedule:
@@ -93,7 +99,8 @@ def make_combine(unlearn: ConfigDict) -> Combine:
     options = {key: unlearn.combine[key] for key in COMBINER_VALUES[name]}
     if name == "weighted_sum":
         # A term without a gradient has no weight: naive has no forget term, NegGrad no keep term.
-        terms = {"naive": ("keep",), "neggrad": ("forget",)}.get(unlearn.method, ("keep", "forget"))
+        # Those two have weighted_sum as their own combiner, and its default weights name their terms.
+        terms = method.combiner_options if method.combiner == name else ("keep", "forget")
         options = {key: options[key] for key in terms}
         return combine.weighted_sum(**options)
     return methods.make_combine(unlearn.method, name, **options)

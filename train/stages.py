@@ -72,11 +72,6 @@ def unlearning_rows(split: Split, *, seed: int, batch_size: int) -> Callable[[in
     return rows
 
 
-def scheduler_json(config: ConfigDict) -> dict[str, Any]:
-    """The configured noise schedule as diffusers writes it."""
-    return {"_class_name": "DDPMScheduler", **config.scheduler.to_dict()}
-
-
 def fingerprint(config: ConfigDict, *sections: str) -> str:
     """A hash of what a stage's result depends on."""
     content = {
@@ -131,7 +126,7 @@ def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, split: S
 def new_model(config: ConfigDict) -> diffusers.DiffusersModel:
     """The untrained model of the configuration."""
     architecture = UNet2DConfig.from_dict(config.model.to_dict())
-    return diffusers.new(architecture, init_params(architecture, config.seed), scheduler_json(config))
+    return diffusers.new(architecture, init_params(architecture, config.seed), build.scheduler_json(config))
 
 
 def user_model(config: ConfigDict) -> diffusers.DiffusersModel | None:
@@ -142,7 +137,7 @@ def user_model(config: ConfigDict) -> diffusers.DiffusersModel | None:
     """
     if config.base.path is None:
         return None
-    return diffusers.load(config.base.path, config.base.variant, default_scheduler=scheduler_json(config))
+    return diffusers.load(config.base.path, config.base.variant, default_scheduler=build.scheduler_json(config))
 
 
 class Runner:
@@ -227,7 +222,9 @@ class Runner:
             files["unlearning_report.json"] = self.workdir.report.read_bytes()
         model = self._source_model()
         unlearned = diffusers.load(
-            self.workdir.model("unlearned"), self.config.base.variant, default_scheduler=scheduler_json(self.config)
+            self.workdir.model("unlearned"),
+            self.config.base.variant,
+            default_scheduler=build.scheduler_json(self.config),
         )
         for note in diffusers.save(self.workdir.export, model.with_params(unlearned.params), files):
             say(f"export: {note}")

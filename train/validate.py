@@ -107,7 +107,7 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
 
 def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
     config = p.config
-    p.lines_of("scheduler", lambda: read_scheduler(_scheduler_json(config)))
+    p.lines_of("scheduler", lambda: read_scheduler(build.scheduler_json(config)))
     if config.base.path is None and not len(config.model):
         p.lines.append("config.base.path: give the folder of a trained model, or config.model to train one")
         return
@@ -124,10 +124,6 @@ def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
         p.lines.append(f"--workdir={workdir}: lies inside the source model {source}; choose a folder outside of it")
     if config.retrain.enabled and not len(config.model):
         p.lines.append("config.retrain.enabled = True: needs config.model, the configuration to train from scratch")
-
-
-def _scheduler_json(config: ConfigDict) -> dict:
-    return {"_class_name": "DDPMScheduler", **config.scheduler.to_dict()}
 
 
 def _check_optimizer(p: _Problems, stage: str) -> None:
@@ -188,7 +184,7 @@ def _check_unlearn(p: _Problems) -> None:
 
 
 def _schedule(config: ConfigDict):
-    return read_scheduler(_scheduler_json(config)).schedule
+    return read_scheduler(build.scheduler_json(config)).schedule
 
 
 def _check_eval(p: _Problems) -> None:

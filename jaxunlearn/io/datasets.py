@@ -13,7 +13,6 @@ Nothing is downloaded, no file is changed.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import json
@@ -27,6 +26,7 @@ import numpy as np
 
 from jaxunlearn.io.idx import read_idx
 from jaxunlearn.io.pictures import PictureFile, decode_all, fit, list_pictures, stack_equal
+from jaxunlearn.registry import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,9 +356,7 @@ def unknown_dataset(name: object) -> str:
     >>> unknown_dataset("digit")
     "unknown dataset 'digit'; did you mean 'digits'? known: digits, folder, idx, npz, tfds"
     """
-    close = difflib.get_close_matches(str(name), DATASETS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown dataset {name!r}; {hint}known: {', '.join(DATASETS)}"
+    return unknown_name("dataset", name, DATASETS)
 
 
 def options_of(name: str) -> dict[str, bool]:
