@@ -23,7 +23,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from jaxunlearn.models.convert import to_diffusers
-from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig, init_params
+from jaxunlearn.models.parameters import init_params
+from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig
 
 CONFIG = UNet2DConfig(
     sample_size=28,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import convert
-from jaxunlearn.models.unet2d import UNet2DConfig, abstract_params
+from jaxunlearn.models.parameters import abstract_params
+from jaxunlearn.models.unet2d import UNet2DConfig
 
 D, A, U, AU = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
 MODELS = {

@@ -16,7 +16,7 @@ from jaxunlearn.io import diffusers as folders
 from jaxunlearn.io.hashing import tree_sha256
 from jaxunlearn.io.weights import is_weight_file, json_bytes, save_tensors
 from jaxunlearn.models.convert import to_diffusers
-from jaxunlearn.models.unet2d import init_params
+from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.sampling import SamplerConfig
 

@@ -15,7 +15,8 @@ import pytest
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.model_card import markdown_table, model_card
 from jaxunlearn.metrics import METRICS
-from jaxunlearn.models.unet2d import UNet2DConfig, init_params
+from jaxunlearn.models.parameters import init_params
+from jaxunlearn.models.unet2d import UNet2DConfig
 
 SETTINGS = {
     "num_samples": 64,

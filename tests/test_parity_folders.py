@@ -10,7 +10,7 @@ import pytest
 
 from jaxunlearn.io import diffusers as folders
 from jaxunlearn.models.convert import to_diffusers
-from jaxunlearn.models.unet2d import init_params
+from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 
 pytestmark = [

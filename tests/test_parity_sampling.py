@@ -13,7 +13,8 @@ import pytest
 
 from jaxunlearn.io.schedulers import read_scheduler, scheduler_config
 from jaxunlearn.models.convert import to_flax
-from jaxunlearn.models.unet2d import UNet2D, abstract_params
+from jaxunlearn.models.parameters import abstract_params
+from jaxunlearn.models.unet2d import UNet2D
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.predictors import from_linen, to_eps
 from jaxunlearn.sampling import SamplerConfig, sample, timesteps, trajectory

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import convert
-from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig, abstract_params, init_params
+from jaxunlearn.models.parameters import abstract_params, init_params
+from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import convert
-from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig, abstract_params, init_params, sinusoid
+from jaxunlearn.models.parameters import abstract_params, init_params
+from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig, sinusoid
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("make_golden_unet", ROOT / "scripts" / "make_golden_unet.py")

@@ -26,7 +26,7 @@ from jaxunlearn.io.batches import batch_indices, rows_of_process
 from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
-from jaxunlearn.models.unet2d import init_params
+from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.parallel import sharded_step
 from jaxunlearn.step import init_state, make_train_step

@@ -248,7 +248,7 @@ def _scheduler(
 
 
 def _params(folder: pathlib.Path, files: Any, config: UNet2DConfig) -> PyTree:
-    from jaxunlearn.models.unet2d import abstract_params
+    from jaxunlearn.models.parameters import abstract_params
 
     params = to_flax(read_weights(folder, files), abstract_params(config))
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)

@@ -109,7 +109,7 @@ def check_params(config: UNet2DConfig, params: PyTree) -> None:
     Raises:
       ValueError: one line for every missing, unexpected or wrongly shaped leaf.
     """
-    from jaxunlearn.models.unet2d import abstract_params
+    from jaxunlearn.models.parameters import abstract_params
 
     def shapes(tree):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]

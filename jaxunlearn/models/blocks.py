@@ -80,7 +80,9 @@ class Part(nn.Module):
 
 
 class ResBlock(Part):
-    """Residual block with time embedding, [B,H,W,C] -> [B,H,W,features]; halves or doubles H and W if asked to.
+    """Residual block, [B,H,W,C] -> [B,H,W,features]; halves or doubles H and W if asked to.
+
+    ``emb`` is the time embedding [B,E]; with None (autoencoders) the block has no such input and no parameters for it.
 
     Attributes:
       features: output channels.
@@ -93,21 +95,24 @@ class ResBlock(Part):
     scale_factor: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, deterministic: bool = True) -> Array:
+    def __call__(self, x: Array, emb: Array | None = None, deterministic: bool = True) -> Array:
         act = activation(self.config.act_fn)
         h = act(self.norm("norm1")(x))
         if self.resample is not None:
             resample = {"down": halve, "up": double}[self.resample]
             x, h = resample(x), resample(h)
         h = self.conv(self.features, "conv1")(h)
-        modulated = self.config.resnet_time_scale_shift == "scale_shift"
-        width = self.features * (2 if modulated else 1)
-        e = Dense(width, self.dtype, self.fast, name="time_emb_proj")(act(emb))[:, None, None, :]
-        if modulated:
-            scale, shift = jnp.split(e, 2, -1)
-            h = self.norm("norm2")(h) * (1 + scale) + shift
+        if emb is None:
+            h = self.norm("norm2")(h)
         else:
-            h = self.norm("norm2")(h + e)
+            modulated = self.config.resnet_time_scale_shift == "scale_shift"
+            width = self.features * (2 if modulated else 1)
+            e = Dense(width, self.dtype, self.fast, name="time_emb_proj")(act(emb))[:, None, None, :]
+            if modulated:
+                scale, shift = jnp.split(e, 2, -1)
+                h = self.norm("norm2")(h) * (1 + scale) + shift
+            else:
+                h = self.norm("norm2")(h + e)
         h = nn.Dropout(self.config.dropout)(act(h), deterministic=deterministic)
         h = self.conv(self.features, "conv2")(h)
         if x.shape[-1] != self.features:

@@ -6,9 +6,6 @@ models trained here open there, with the same numbers.
 
 from __future__ import annotations
 
-import functools
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +14,9 @@ from flax import linen as nn
 from jaxunlearn.models.blocks import DownLevel, Middle, Part, UpLevel
 from jaxunlearn.models.layers import ATTENTION_IMPLS, Dense
 from jaxunlearn.models.unet2d_config import UNet2DConfig
-from jaxunlearn.types import Array, PyTree
+from jaxunlearn.types import Array
 
-__all__ = ["UNet2D", "UNet2DConfig", "abstract_params", "init_params", "sinusoid"]
+__all__ = ["UNet2D", "UNet2DConfig", "example_inputs", "sinusoid"]
 
 
 def sinusoid(t: Array, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Array:
@@ -170,58 +167,12 @@ def _check_inputs(config: UNet2DConfig, x: Array, t: Array, labels: Array | None
         )
 
 
-@functools.lru_cache(maxsize=32)
-def _abstract(config: UNet2DConfig) -> PyTree:
+def example_inputs(config: UNet2DConfig) -> tuple:
+    """Shapes of the arguments of a call, the smallest that the model takes."""
     x = jax.ShapeDtypeStruct((1, config.size_divisor, config.size_divisor, config.in_channels), jnp.float32)
     labels = None
     if config.class_embed_type == "identity":
         labels = jax.ShapeDtypeStruct((1, config.time_dim), jnp.float32)
     elif config.has_classes:
         labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    module = UNet2D(config, fast=False)
-    return jax.eval_shape(module.init, key, x, jax.ShapeDtypeStruct((1,), jnp.int32), labels)["params"]
-
-
-def abstract_params(config: UNet2DConfig) -> PyTree:
-    """The parameter tree as ``jax.ShapeDtypeStruct`` (float32): nested dicts, nothing is computed or allocated."""
-    return jax.tree.map(lambda leaf: leaf, _abstract(config))
-
-
-def init_params(config: UNet2DConfig, seed: int) -> PyTree:
-    """New parameters with the distributions of a newly constructed diffusers model, without compiling anything.
-
-    Kernels and biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), normalisations start as the identity, class embeddings
-    are N(0, 1). The values depend on ``seed`` and on the name of each parameter only; they are not torch's values.
-
-    Args:
-      seed: a non-negative integer.
-
-    Returns:
-      Nested dicts of float32 arrays.
-
-    Raises:
-      ValueError: ``seed`` is not a non-negative integer.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
-
-    def draw(tree: PyTree, prefix: str) -> PyTree:
-        out = {}
-        for name, leaf in tree.items():
-            path = f"{prefix}/{name}"
-            if isinstance(leaf, dict):
-                out[name] = draw(leaf, path)
-                continue
-            rng = np.random.default_rng([int(seed), zlib.crc32(path.encode())])
-            if "scale" in tree:
-                values = np.full(leaf.shape, 1.0 if name == "scale" else 0.0)
-            elif name == "embedding":
-                values = rng.standard_normal(leaf.shape)
-            else:
-                bound = 1 / np.sqrt(np.prod(tree["kernel"].shape[:-1]))
-                values = rng.uniform(-bound, bound, leaf.shape)
-            out[name] = jnp.asarray(values, leaf.dtype)
-        return out
-
-    return draw(_abstract(config), "")
+    return x, jax.ShapeDtypeStruct((1,), jnp.int32), labels
