@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import pathlib
 import platform
 import time
 import uuid
@@ -18,14 +19,18 @@ import numpy as np
 import jaxunlearn
 from eval import verdicts
 from eval.inputs import Inputs
-from eval.measure import Column, classifier_record, measure
+from eval.measure import Column, measure
+from eval.prompts import Conditions, image_texts, text_block, without_texts
 from eval.records import entry, missing
-from eval.references import References, prepare
+from eval.references import Chosen, References, choose, prepare
 from eval.runner import Runner
+from eval.sample_metrics import classifier_record, nearest_keep
+from eval.spaces import space_of
 from eval.wording import headline, limitations, not_tested
+from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.hashing import tree_sha256
 from jaxunlearn.io.manifest import commitment, load_or_create_key
-from jaxunlearn.metrics import distances, statistics
+from jaxunlearn.metrics import statistics
 from jaxunlearn.metrics.inception_score import inception_score
 
 SCHEMA_VERSION = 1
@@ -51,15 +56,18 @@ def evaluate(inputs: Inputs, say: Callable[[str], None]) -> tuple[dict[str, Any]
         f"data: {len(inputs.split.keep)} keep, {len(inputs.split.forget)} forget, "
         f"{len(inputs.split.held_out)} held-out images; columns: {', '.join(inputs.models)}"
     )
-    refs = prepare(inputs.split, settings, say)
+    chosen = choose(inputs.split, settings)
+    space = space_of(inputs.models["before"], inputs.companion_batch_size)
+    conditions, truncated = _conditions(inputs, chosen, say)
+    refs = prepare(inputs.split, chosen, inputs.config, settings, space, conditions, say)
     timings["references"] = time.monotonic() - started
 
     columns, runner = {}, None
     for name, model in inputs.models.items():
         begin = time.monotonic()
         if runner is None or not runner.fits(model):
-            runner = Runner(model, settings)
-        columns[name] = measure(model.params, runner, refs, settings, _ticker(name, say))
+            runner = Runner(model, settings, space, conditions)
+        columns[name] = measure(model.params, runner, refs, inputs.prompts, settings, _ticker(name, say))
         timings[name] = time.monotonic() - begin
         say(f"{name}: {columns[name].failed or _summary(columns[name])} ({timings[name]:.0f} s)")
     entries = {name: column.entries for name, column in columns.items()}
@@ -67,9 +75,22 @@ def evaluate(inputs: Inputs, say: Callable[[str], None]) -> tuple[dict[str, Any]
     failed = {name: column.failed for name, column in columns.items() if column.failed}
     judged = verdicts.judge(entries, failed, settings)
     timings["total"] = time.monotonic() - started
-    report = _report(inputs, refs, entries, judged, timings)
+    report = _report(inputs, refs, entries, judged, timings, truncated)
     report["headline"] = headline(report)
     return report, columns, refs
+
+
+def _conditions(inputs: Inputs, chosen: Chosen, say: Callable[[str], None]) -> tuple[Conditions, int]:
+    """The embedding of every text that is asked for, and how many of the texts are longer than the model takes."""
+    model, split = inputs.models["before"], inputs.split
+    if inputs.prompts is None:
+        if split.captions is not None:
+            say("captions: not used, the models take no text")
+        return Conditions(), 0
+    texts = ("", *inputs.prompts.texts, *image_texts(inputs.config, split, chosen.positions))
+    texts = tuple(dict.fromkeys(texts))
+    truncated = sum(model.tokenizer.truncated(texts))
+    return Conditions(texts, model.text(inputs.companion_batch_size).embed(texts)), truncated
 
 
 def _ticker(column: str, say: Callable[[str], None]) -> Callable[[str, float], None]:
@@ -95,6 +116,8 @@ def _forget_level(entries, settings) -> dict[str, Any]:
     level = verdicts.forget_level(entries, settings)
     if level is None:
         reason = "the retrained model's loss on the forget images does not differ from the original's"
+        if any(verdicts.mean_loss(column, "loss_forget", settings) is None for column in entries.values()):
+            reason = "a loss on the forget images is not a finite number"
         return missing("forget_level", reason, status="failed", protocol=protocol)
     return entry("forget_level", level, n=len(settings["loss_t"]), protocol=protocol)
 
@@ -105,7 +128,7 @@ def _control(refs: References, settings) -> list[dict[str, Any]]:
     protocol, n = {"images": "held-out"}, len(refs.held_out)
     if n < 2:
         return [missing(name, "no images were held out", protocol=protocol) for name in names]
-    nearest = distances.nearest(refs.held_out, refs.keep).distance
+    nearest = nearest_keep(refs.held_out, refs)
     interval = statistics.bootstrap_interval(nearest, settings["confidence"], seed=settings["seed"])
     out = [
         entry("nearest_keep_min", nearest.min(), n=n, protocol=protocol),
@@ -120,10 +143,15 @@ def _control(refs: References, settings) -> list[dict[str, Any]]:
     return [*out, entry("inception_score", score.mean, n=n, protocol={**protocol, "std_over_chunks": score.std})]
 
 
-def _report(inputs: Inputs, refs: References, entries, judged, timings) -> dict[str, Any]:
+def _report(inputs: Inputs, refs: References, entries, judged, timings, truncated: int) -> dict[str, Any]:
     config, settings, split = inputs.config, inputs.settings, inputs.split
     models = {name: _model(inputs, name) for name in inputs.models}
-    unlearn = config.get("unlearn") or {}
+    unlearn, key = config.get("unlearn") or {}, load_or_create_key(inputs.workdir.root)
+    hide = not settings["include_images"]
+    first, prompts = inputs.models["before"], inputs.prompts
+    text = None
+    if prompts is not None:
+        text = text_block(prompts, settings, key, truncated, first.text_encoder.sha256)
     calibration = refs.calibration
     return {
         "schema_version": SCHEMA_VERSION,
@@ -146,13 +174,19 @@ def _report(inputs: Inputs, refs: References, entries, judged, timings) -> dict[
             "models": [models["retrained"]] if "retrained" in models else [],
         },
         "forget_set": {
-            **commitment(split, load_or_create_key(inputs.workdir.root)),
+            **commitment(split, key),
             "unique": len(refs.forget),
             "share_of_training_set": len(split.forget) / (len(split.forget) + len(split.keep)),
         },
         "keep_set": {"n": len(split.keep), "source": split.source},
         "held_out_set": {"n": len(split.held_out)},
-        "method": {"name": unlearn.get("method"), "config": unlearn, "seed": config.get("seed")},
+        "method": {
+            "name": unlearn.get("method"),
+            "config": without_texts(unlearn, ("prompt",), key) if hide else unlearn,
+            "seed": config.get("seed"),
+        },
+        "autoencoder": _autoencoder(first, refs),
+        "text": text,
         "calibration": {
             "rule": calibration.rule,
             "closest_other_image": [round(float(x), 6) for x in calibration.closest],
@@ -160,7 +194,7 @@ def _report(inputs: Inputs, refs: References, entries, judged, timings) -> dict[
             "strict_threshold": [round(float(x), 6) for x in calibration.strict_threshold],
             "unit": "rms of [0, 1] pixels",
         },
-        "settings": dict(settings),
+        "settings": without_texts(settings, ("prompts",), key) if hide else dict(settings),
         "evaluation": {
             "before": entries["before"],
             "after": entries["after"],
@@ -169,16 +203,35 @@ def _report(inputs: Inputs, refs: References, entries, judged, timings) -> dict[
         },
         "verdicts": judged,
         "overall": verdicts.overall(judged),
-        "not_tested": not_tested("retrained" in models),
-        "limitations": limitations(len(refs.forget), settings, len(split.near_duplicates)),
+        "not_tested": not_tested("retrained" in models, text is not None),
+        "limitations": limitations(refs, settings, len(split.near_duplicates), text),
         "timings_seconds": {name: round(seconds, 1) for name, seconds in timings.items()},
+    }
+
+
+def _autoencoder(model: DiffusersModel, refs: References) -> dict[str, Any] | None:
+    """What stands between a latent model and its pictures; None for a model of pixels."""
+    if refs.round_trip is None:
+        return None
+    rms = refs.round_trip.rms
+    return {
+        "sha256": model.vae.sha256,
+        "scaling_factor": model.vae.config.scaling_factor,
+        "latent_shape": list(refs.injection_inputs.x.shape[1:]),
+        "rms_forget_images": [round(float(x), 6) for x in rms],
+        "rms_mean": float(rms.mean()),
+        "rms_max": float(rms.max()),
+        "beyond_threshold": refs.beyond_reach,
+        "reconstruction_threshold": [round(float(x), 6) for x in refs.round_trip.calibration.threshold],
+        "unit": "rms of [0, 1] pixels",
     }
 
 
 def _model(inputs: Inputs, name: str) -> dict[str, Any]:
     model = inputs.models[name]
-    inside = inputs.paths[name].is_relative_to(inputs.workdir.root)
-    path = inputs.paths[name].relative_to(inputs.workdir.root) if inside else inputs.paths[name]
+    path = inputs.paths[name]
+    if isinstance(path, pathlib.Path) and path.is_relative_to(inputs.workdir.root):
+        path = path.relative_to(inputs.workdir.root)
     return {
         "path": str(path),
         "format": "diffusers",

@@ -16,6 +16,8 @@ from eval.references import References
 COLOURS = {"before": "#c2410c", "after": "#0f766e", "retrained": "#4f46e5", "held-out": "#64748b"}
 INK, GRID_LINE = "#1e293b", "#e2e8f0"
 BORDER = (194, 65, 12)
+ROUND_TRIP = {"color": "#64748b", "linewidth": 1, "linestyle": "-.", "label": "through the autoencoder alone"}
+MAX_TILE = 96  # pixels; larger pictures are shown reduced
 
 
 def curves(
@@ -108,7 +110,8 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _loss(report, columns: Mapping[str, Column], metric: str) -> str | None:
     """Loss per t of one set for each column; held-out images are the yardstick."""
-    figure, axes = _axes("timestep t (0 is cleanest)", "denoising loss per pixel")
+    unit = "latent number" if report["autoencoder"] else "pixel"
+    figure, axes = _axes("timestep t (0 is cleanest)", f"denoising loss per {unit}")
     t = report["settings"]["loss_t"]
     for name, column in columns.items():
         for which, style, label in ((metric, "o-", name), (LOSSES["held_out"], "s:", f"held-out, {name}")):
@@ -142,6 +145,8 @@ def _nearest_forget(columns: Mapping[str, Column], refs: References) -> str | No
         threshold, strict = float(refs.calibration.threshold[0]), float(refs.calibration.strict_threshold[0])
         axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="copy threshold")
         axes.axvline(strict, color=INK, linewidth=1, linestyle=":", label="strict threshold")
+    if len(refs.forget) == 1 and refs.round_trip is not None:
+        axes.axvline(float(refs.round_trip.rms[0]), **ROUND_TRIP)
     _logarithmic(axes)
     _legend(axes)
     return _svg(figure)
@@ -179,6 +184,8 @@ def _injection(report, columns: Mapping[str, Column], refs: References) -> str |
         axes.axhline(
             float(refs.calibration.threshold[0]), color=INK, linewidth=1, linestyle="--", label="copy threshold"
         )
+    if refs.round_trip is not None:
+        axes.axhline(float(refs.round_trip.rms[refs.injected].mean()), **ROUND_TRIP)
     _legend(axes)
     return _svg(figure)
 
@@ -188,15 +195,17 @@ def grid(images: np.ndarray, marked: np.ndarray, *, columns: int = 8, hide: bool
     from PIL import Image, ImageDraw
 
     count, height, image_width, channels = images.shape
-    scale = max(1, (width // columns - 6) // image_width)
-    cell_h, cell_w = height * scale + 6, image_width * scale + 6
+    tile_h, tile_w = _tile(height, image_width, max(1, (width // columns - 6) // image_width))
+    smooth = tile_w < image_width
+    cell_h, cell_w = tile_h + 6, tile_w + 6
     rows = -(-count // columns)
     canvas = Image.new("RGB", (cell_w * min(columns, count), cell_h * rows), "white")
     draw = ImageDraw.Draw(canvas)
     for index, (image, mark) in enumerate(zip(images, marked)):
         x, y = index % columns * cell_w, index // columns * cell_h
         pixels = np.repeat(image, 3, axis=2) if channels == 1 else image
-        tile = Image.fromarray(pixels).resize((image_width * scale, height * scale), Image.Resampling.NEAREST)
+        how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+        tile = Image.fromarray(pixels).resize((tile_w, tile_h), how)
         if mark:
             draw.rectangle((x, y, x + cell_w - 1, y + cell_h - 1), fill=BORDER)
             if hide:
@@ -206,6 +215,14 @@ def grid(images: np.ndarray, marked: np.ndarray, *, columns: int = 8, hide: bool
                     cross.line((shift, tile.height, shift + tile.height, 0), fill=(251, 191, 146), width=2)
         canvas.paste(tile, (x + 3, y + 3))
     return png(canvas)
+
+
+def _tile(height: int, width: int, scale: int) -> tuple[int, int]:
+    """Height and width of a picture in a grid: a whole multiple of its own, or reduced where it is larger than MAX_TILE."""
+    longer = max(height, width)
+    if longer <= MAX_TILE:
+        return height * scale, width * scale
+    return max(1, round(height * MAX_TILE / longer)), max(1, round(width * MAX_TILE / longer))
 
 
 def png(image) -> str:

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from eval.companions import companion_problems
+from eval.prompts import Prompts, choose_prompts
 from eval.settings import resolve
 from jaxunlearn.io.diffusers import DiffusersModel, load
 from jaxunlearn.io.forget import Split, open_split
@@ -32,7 +34,10 @@ class Inputs:
       settings: its ``eval`` section with defaults and overrides, see :data:`eval.settings.DEFAULTS`.
       split: the data.
       models: column ("before", "after", "retrained") -> model, in this order; "retrained" only if there is one.
-      paths: column -> the folder of the model.
+        Only "before" has autoencoder and text encoder; they are the same in all columns.
+      paths: column -> the folder of the model, or the name under which it was fetched ("hf://...").
+      prompts: the text of each sample, or None for models that take no text.
+      companion_batch_size: images or texts that autoencoder and text encoder take at once.
     """
 
     workdir: Workdir
@@ -40,7 +45,9 @@ class Inputs:
     settings: Mapping[str, Any]
     split: Split
     models: Mapping[str, DiffusersModel]
-    paths: Mapping[str, pathlib.Path]
+    paths: Mapping[str, pathlib.Path | str]
+    prompts: Prompts | None = None
+    companion_batch_size: int = 8
 
 
 def read_inputs(root: str, overrides: Mapping[str, str]) -> Inputs:
@@ -73,11 +80,19 @@ def read_inputs(root: str, overrides: Mapping[str, str]) -> Inputs:
             models[column] = _load(path, column, config)
         except (ValueError, OSError) as error:
             problems.append(f"{column} model: {'; '.join(str(error).splitlines())}")
+    problems += _companions(models)
+    prompts = None
     if models and split is not None:
         problems += _misfits(models, split, settings)
+        if "before" in models and models["before"].takes_text:
+            prompts, found = choose_prompts(config, settings, split)
+            problems += found
+        elif "before" in models and settings["prompts"]:
+            problems.append("eval.prompts: the models take no text; fix: --eval.prompts=None")
     if problems:
         raise BadInput(problems)
-    return Inputs(workdir, config, settings, split, models, paths)
+    batch_size = (config.get("latents") or {}).get("batch_size", 8)
+    return Inputs(workdir, config, settings, split, models, paths, prompts, batch_size)
 
 
 def _read_config(workdir: Workdir) -> Mapping[str, Any]:
@@ -94,12 +109,12 @@ def _read_config(workdir: Workdir) -> Mapping[str, Any]:
     return config
 
 
-def _model_paths(workdir: Workdir, config: Mapping[str, Any], problems: list[str]) -> dict[str, pathlib.Path]:
+def _model_paths(workdir: Workdir, config: Mapping[str, Any], problems: list[str]) -> dict[str, pathlib.Path | str]:
     """Column -> folder; what must be there and is not becomes a problem."""
     base, own = (config.get("base") or {}).get("path"), workdir.model("base")
     paths = {}
     if base:
-        paths["before"] = pathlib.Path(base).expanduser()
+        paths["before"] = base if base.startswith("hf://") else pathlib.Path(base).expanduser()
     elif own.is_dir():
         paths["before"] = own
     else:
@@ -113,31 +128,66 @@ def _model_paths(workdir: Workdir, config: Mapping[str, Any], problems: list[str
     return paths
 
 
-def _load(path: pathlib.Path, column: str, config: Mapping[str, Any]) -> DiffusersModel:
+def _load(path: pathlib.Path | str, column: str, config: Mapping[str, Any]) -> DiffusersModel:
     """A model; the run's own scheduler serves folders of the user that have none."""
-    if column == "retrained":
-        return load(path)
+    first = column == "before"
     variant = (config.get("base") or {}).get("variant")
-    return load(path, variant, default_scheduler=config.get("scheduler"))
+    if column == "retrained":
+        # Made from the user's pipeline it has its variant; a model of the run's own configuration has none.
+        names = [file.name for file in (path / "unet").glob("*.safetensors")]
+        has_it = any(f".{variant}." in name or f".{variant}-" in name for name in names)
+        return load(path, variant if has_it else None, companions=first)
+    return load(path, variant, default_scheduler=config.get("scheduler"), companions=first)
+
+
+def _companions(models: Mapping[str, DiffusersModel]) -> list[str]:
+    """All columns must have the autoencoder and the text encoder of the first, or neither."""
+    if "before" not in models:
+        return []
+    first = models["before"]
+    problems = [
+        line
+        for column, model in models.items()
+        if column != "before"
+        for line in companion_problems(first, model, column)
+    ]
+    if first.takes_text:
+        absent = [f"{name}/" for name in ("text_encoder", "tokenizer") if getattr(first, name) is None]
+        if absent:
+            folders = " and no ".join(absent)
+            problems.append(f"before model: takes text, but its folder has no {folders}; fix: give the whole pipeline")
+    return problems
 
 
 def _misfits(models: Mapping[str, DiffusersModel], split: Split, settings: Mapping[str, Any]) -> list[str]:
     """Models that cannot run on the data or with the settings."""
     problems = []
     height, width, channels = split.images.shape[1:]
+    vae = models["before"].vae if "before" in models else None
+    pixels, divisor = ("", 1) if vae is None else ("with its autoencoder ", vae.config.size_divisor)
     for column, model in models.items():
         config, steps = model.config, model.schedule.num_steps
-        if config.in_channels != channels or config.out_channels != channels:
-            problems.append(f"{column} model: works on {config.in_channels} channels, the images have {channels}")
-        if height % config.size_divisor or width % config.size_divisor:
-            problems.append(f"{column} model: needs sides divisible by {config.size_divisor}, not {height}x{width}")
+        outer = config if vae is None else vae.config
+        if outer.in_channels != channels or outer.out_channels != channels:
+            problems.append(
+                f"{column} model: works {pixels}on {outer.in_channels} channels, the images have {channels}"
+            )
+        sides = divisor * config.size_divisor
+        if height % sides or width % sides:
+            problems.append(f"{column} model: needs {pixels}sides divisible by {sides}, not {height}x{width}")
         if config.has_classes:
-            problems.append(f"{column} model: is class-conditional; only unconditional models can be evaluated")
+            problems.append(
+                f"{column} model: is class-conditional; only models without classes can be evaluated, with or without text"
+            )
         for key in ("injection_t", "loss_t"):
             if max(settings[key]) >= steps:
                 problems.append(
                     f"eval.{key}: {max(settings[key])}; allowed: below the {steps} steps of the {column} model"
                 )
+        if settings["sampler"] == "pndm" and model.prediction_type == "sample":
+            problems.append(
+                f"eval.sampler: 'pndm'; allowed: 'ddim' or 'ddpm', as the {column} model predicts the image"
+            )
         if settings["sampling_steps"] > steps:
             problems.append(f"eval.sampling_steps: {settings['sampling_steps']}; allowed: at most {steps}")
     return list(dict.fromkeys(problems))

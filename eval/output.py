@@ -46,6 +46,9 @@ def _npz(columns: Mapping[str, Column]) -> bytes:
         if column.samples is not None:
             arrays[f"{name}/samples"] = column.samples[:STORED_SAMPLES]
             arrays[f"{name}/copies"] = column.flags
+        if column.keep_samples is not None:
+            arrays[f"{name}/keep_prompts/samples"] = column.keep_samples[:STORED_SAMPLES]
+            arrays[f"{name}/keep_prompts/copies"] = column.keep_flags
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()

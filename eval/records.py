@@ -21,8 +21,12 @@ def entry(
     protocol: Mapping[str, Any] | None = None,
     status: str = "ok",
     reason: str | None = None,
+    unit: str | None = None,
 ) -> Entry:
-    """A record of ``metric``, which must be in METRICS. A value that is not finite becomes null and "failed"."""
+    """A record of ``metric``, which must be in METRICS. A value that is not finite becomes null and "failed".
+
+    ``unit`` is for models that do not work on pixels; None takes that of METRICS.
+    """
     if status == "ok" and (value is None or not math.isfinite(value)):
         status, reason = "failed", reason or "the result is not a finite number"
     known = METRICS[metric]
@@ -30,7 +34,7 @@ def entry(
     return {
         "metric": metric,
         "value": float(value) if status == "ok" else None,
-        "unit": known.unit,
+        "unit": unit or known.unit,
         "n": None if n is None else int(n),
         "ci": bounds,
         "target": known.target,
@@ -40,9 +44,16 @@ def entry(
     }
 
 
-def missing(metric: str, reason: str, *, status: str = "not_run", protocol: Mapping[str, Any] | None = None) -> Entry:
+def missing(
+    metric: str,
+    reason: str,
+    *,
+    status: str = "not_run",
+    protocol: Mapping[str, Any] | None = None,
+    unit: str | None = None,
+) -> Entry:
     """A record of a metric that has no value, and why."""
-    return entry(metric, None, status=status, reason=reason, protocol=protocol)
+    return entry(metric, None, status=status, reason=reason, protocol=protocol, unit=unit)
 
 
 def find(entries: list[Entry], metric: str, **protocol: Any) -> Entry | None:

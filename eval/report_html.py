@@ -6,32 +6,16 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from eval import figures
 from eval.measure import Column
 from eval.records import Entry, find
 from eval.references import References
+from eval.report_pictures import figure_element, injections_section, samples_section
+from eval.report_tables import columns_of, tables_section
 from eval.style import STYLE
-from eval.wording import SHARES, TITLES, number
-from jaxunlearn.images import to_uint8
+from eval.wording import TITLES, number
 from jaxunlearn.metrics import METRICS
 
-GRID_SAMPLES = 64
-STRIP = 16
-GROUPS = {
-    "Extraction: what samples show": (
-        "copy_rate",
-        "copy_rate_strict",
-        "nearest_forget_min",
-        "nearest_forget_median",
-        "nearest_keep_min",
-        "nearest_keep_median",
-    ),
-    "Denoising injection: what comes back": ("injection_distance", "injection_similarity", "injection_copies"),
-    "Denoising loss": ("loss_forget", "loss_keep", "loss_held_out", "rank_p", "forget_level"),
-    "Quality of samples": ("fd_classifier", "fd_pixel", "inception_score"),
-}
 CAPTIONS = {
     "training": (
         "Unlearning",
@@ -54,6 +38,13 @@ CAPTIONS = {
     "injection": (
         "Denoising injection",
         "The forget image is noised to t and denoised. A low curve means that it comes back. Band: 10 % to 90 %.",
+    ),
+}
+LATENT_CAPTIONS = {
+    "injection": (
+        "Denoising injection",
+        "The latents of the forget image are noised to t, denoised and decoded. A curve near the line of the autoencoder "
+        "alone, or below it, means that the image comes back. Band: 10 % to 90 %.",
     ),
 }
 LABELS = {"pass": "passed", "fail": "failed", "inconclusive": "open", "not_run": "not run"}
@@ -82,11 +73,11 @@ def render(
     sections = [
         _header(report),
         _cards(report),
-        _samples(report, columns),
+        samples_section(report, columns),
         _verdicts(report),
         _curves(report, columns, refs, log),
-        _injections(report, columns, refs),
-        _tables(report),
+        injections_section(report, columns, refs),
+        tables_section(report),
         _details(report),
         _limits(report),
     ]
@@ -105,9 +96,9 @@ def _header(report) -> str:
     unique = "" if forget["unique"] == forget["n"] else f" ({forget['unique']} different)"
     facts = [
         f"method <b>{html.escape(str(method))}</b>",
-        f"<b>{forget['n']:,}</b> forget images{unique}",
+        f"<b>{forget['n']:,}</b> forget image{'' if forget['n'] == 1 else 's'}{unique}",
         f"<b>{keep['n']:,}</b> keep images",
-        f"<b>{report['settings']['num_samples']:,}</b> samples per model",
+        f"<b>{report['settings']['num_samples']:,}</b> samples per model" + _of_prompts(report),
         f"{html.escape(report['created_utc'])}",
     ]
     return (
@@ -117,8 +108,13 @@ def _header(report) -> str:
     )
 
 
-def _columns(report) -> list[str]:
-    return [name for name in ("before", "after", "retrained") if report["evaluation"][name]]
+def _of_prompts(report) -> str:
+    """What the samples were asked for, where the model takes text."""
+    text = report["text"]
+    if text is None:
+        return ""
+    many = " and set of prompts" if text["keep_prompts"] else ""
+    return f"{many}, guidance {text['guidance']:g}"
 
 
 def _cards(report) -> str:
@@ -134,7 +130,7 @@ def _cards(report) -> str:
     ]
     cards = []
     for title, metric, protocol in chosen:
-        values = [_short(find(report["evaluation"][name], metric, **protocol), metric) for name in _columns(report)]
+        values = [_short(find(report["evaluation"][name], metric, **protocol), metric) for name in columns_of(report)]
         arrow = '<span class="arrow">&rarr;</span>'.join(f"<b>{v}</b>" for v in values[:2])
         extra = f"<small>retrained {values[2]}</small>" if len(values) > 2 else ""
         wanted = {"lower": "lower is better", "higher": "higher is better"}.get(METRICS[metric].target, "")
@@ -146,49 +142,13 @@ def _cards(report) -> str:
 
 
 def _usable(report, metric: str) -> bool:
-    return all((find(report["evaluation"][name], metric) or {}).get("status") == "ok" for name in _columns(report))
+    return all((find(report["evaluation"][name], metric) or {}).get("status") == "ok" for name in columns_of(report))
 
 
 def _short(item: Entry | None, metric: str) -> str:
     if item is None or item["value"] is None:
         return "none" if item is None else item["status"].replace("_", " ")
     return number(item["value"], metric)
-
-
-def _samples(report, columns: Mapping[str, Column]) -> str:
-    good = {name: column for name, column in columns.items() if column.samples is not None}
-    if not good:
-        return ""
-    hide = not report["settings"]["include_images"]
-    count = min(GRID_SAMPLES, min(len(column.samples) for column in good.values()))
-    grids = []
-    for name, column in good.items():
-        picture = figures.grid(column.samples[:count], column.flags[:count], hide=hide)
-        marked = int(column.flags[:count].sum())
-        caption = f"<b>{name}</b>: {marked} of these {count} are copies"
-        grids.append(_figure(picture, caption, f"{count} samples of the model {name}", pixelated=True))
-    note = "Copies of forget images have an orange border"
-    note += " and are covered; <code>eval.include_images=True</code> shows them." if hide else "."
-    body = f'<div class="pair">{"".join(grids)}</div>'
-    body += _strip(good, hide)
-    return f"<section><h2>Samples from the same noise</h2><p>{note}</p>{body}</section>"
-
-
-def _strip(columns: Mapping[str, Column], hide: bool) -> str:
-    """The samples that were copies before, and what the same noise gives after."""
-    if not {"before", "after"} <= set(columns):
-        return ""
-    chosen = np.flatnonzero(columns["before"].flags)[:STRIP]
-    if not len(chosen):
-        return ""
-    parts = []
-    for name, column in columns.items():
-        if name == "before" and hide:
-            continue
-        picture = figures.grid(column.samples[chosen], column.flags[chosen], columns=8, hide=hide)
-        parts.append(_figure(picture, f"<b>{name}</b>", f"samples of the model {name}", pixelated=True))
-    text = f"The first {len(chosen)} samples that were copies before, and what the same noise gives now:"
-    return f'<p>{text}</p><div class="pair">{"".join(parts)}</div>'
 
 
 def _verdicts(report) -> str:
@@ -205,89 +165,16 @@ def _verdicts(report) -> str:
 
 def _curves(report, columns, refs, log) -> str:
     made = figures.curves(report, columns, refs, log)
+    captions = CAPTIONS | (LATENT_CAPTIONS if report["autoencoder"] else {})
     parts = [
-        _figure(made[name], f"<b>{title}</b><br>{text}", title)
-        for name, (title, text) in CAPTIONS.items()
+        figure_element(made[name], f"<b>{title}</b><br>{text}", title)
+        for name, (title, text) in captions.items()
         if name in made
     ]
     absent = ""
     if "training" not in made:
         absent = "<p><small>There are no logged losses of the unlearning stage, so their curve is missing.</small></p>"
     return f'<section><h2>Curves</h2><div class="pair">{"".join(parts)}</div>{absent}</section>'
-
-
-def _injections(report, columns: Mapping[str, Column], refs: References) -> str:
-    """What the first forget image becomes, row by row; only where its picture may be shown."""
-    good = {name: c for name, c in columns.items() if np.all(np.isfinite(c.arrays.get("injected", np.nan)))}
-    if not good:
-        return ""
-    if not report["settings"]["include_images"]:
-        note = "Pictures of injections show the forget images, so they are left out: <code>eval.include_images=True</code>."
-        return f"<section><h2>Injections</h2><p>{note}</p></section>"
-    times = report["settings"]["injection_t"]
-    first = refs.forget[refs.injected[0]][None]
-    parts = [
-        _figure(figures.grid(first, [False], columns=8, hide=False), "<b>the forget image</b>", "", pixelated=True)
-    ]
-    for name, column in good.items():
-        shown = to_uint8(column.arrays["injected"][:, :8])
-        rows = shown.reshape(-1, *shown.shape[2:])
-        picture = figures.grid(rows, [False] * len(rows), columns=shown.shape[1], hide=False)
-        caption = f"<b>{name}</b>, rows: t = {', '.join(map(str, times))}"
-        parts.append(_figure(picture, caption, f"injections into the model {name}", pixelated=True))
-    text = "The forget image is noised to t and denoised by each model, with the same noises."
-    return f'<section><h2>Injections</h2><p>{text}</p><div class="pair">{"".join(parts)}</div></section>'
-
-
-def _tables(report) -> str:
-    names = _columns(report)
-    control = report["evaluation"]["control"]
-    parts = []
-    for title, metrics in GROUPS.items():
-        rows = []
-        for metric in metrics:
-            for protocol in _protocols(report, metric, names):
-                cells = [_cell(find(report["evaluation"][name], metric, **protocol), metric) for name in names]
-                cells.append(_cell(find(control, metric, **protocol), metric))
-                suffix = f", t = {protocol['t']}" if protocol else ""
-                unit = "" if metric in SHARES else f"<br><small>{html.escape(METRICS[metric].unit)}</small>"
-                rows.append(
-                    f'<tr><td title="{html.escape(METRICS[metric].description)}">{html.escape(TITLES[metric])}{suffix}'
-                    f"{unit}</td>{''.join(cells)}</tr>"
-                )
-        head = "".join(f"<th>{name}</th>" for name in [*names, "held-out images"])
-        parts.append(
-            f'<h3>{title}</h3><div class="scroll"><table class="numbers"><tr><th>Metric</th>{head}</tr>'
-            f"{''.join(rows)}</table></div>"
-        )
-    legend = (
-        "Small print: interval with its level, and n. The target of every metric of forgetting is the value of a retrained "
-        "model, not the highest or lowest one. Reasons of missing numbers stand in their cells."
-    )
-    return f"<section><h2>All numbers</h2><p>{legend}</p>{''.join(parts)}</section>"
-
-
-def _protocols(report, metric: str, names: list[str]) -> list[dict[str, Any]]:
-    """One row per t for metrics that have one."""
-    entries = [e for name in names for e in report["evaluation"][name] if e["metric"] == metric]
-    times = sorted({e["protocol"]["t"] for e in entries if isinstance(e["protocol"].get("t"), int)})
-    return [{"t": t} for t in times] if times else [{}]
-
-
-def _cell(item: Entry | None, metric: str) -> str:
-    if item is None:
-        return '<td class="empty"></td>'
-    if item["status"] != "ok":
-        word = {"not_run": "not run", "failed": "failed"}[item["status"]]
-        return f'<td class="missing">{word}<br><small>{html.escape(item["reason"] or "")}</small></td>'
-    count = item["protocol"].get("count")
-    size = f"{count:,} of {item['n']:,}" if count is not None else f"n = {item['n']:,}"
-    interval = ""
-    if item["ci"] is not None:
-        low, high = (number(item["ci"][end], metric) for end in ("low", "high"))
-        interval = f"{low} to {high} ({item['ci']['level']:.0%})<br>"
-        size = f'<span title="{html.escape(item["ci"]["method"])}">{size}</span>'
-    return f"<td><b>{number(item['value'], metric)}</b><br><small>{interval}{size}</small></td>"
 
 
 def _details(report) -> str:
@@ -308,8 +195,28 @@ def _details(report) -> str:
     }
     for model in report["reference"]["models"]:
         rows["Retrained model"] = f"{model['path']}, {model['tree_sha256']}"
+    rows |= _pipeline_rows(report)
     body = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
     return f'<section><h2>Protocol</h2><div class="scroll"><table class="details">{body}</table></div></section>'
+
+
+def _pipeline_rows(report) -> dict[str, str]:
+    """What stands between a pipeline's UNet and its pictures and texts."""
+    rows, autoencoder, text = {}, report["autoencoder"], report["text"]
+    if autoencoder:
+        shape = " x ".join(map(str, autoencoder["latent_shape"]))
+        rows["Autoencoder"] = (
+            f"latents {shape}, scaling factor {autoencoder['scaling_factor']:g}; returns the forget images at rms "
+            f"{autoencoder['rms_mean']:.4g} on average, {autoencoder['rms_max']:.4g} at most; SHA-256 {autoencoder['sha256']}"
+        )
+    if text:
+        sets = [("forget", text["forget_prompts"]), ("keep", text["keep_prompts"])]
+        if text["keep_prompts"] is None:
+            sets = [("forget and keep", text["forget_prompts"])]
+        asked = "; ".join(f"{which}: {block['n']:,} ({block['source']})" for which, block in sets)
+        rows["Prompts"] = f"{asked}; guidance {text['guidance']:g} against the empty text"
+        rows["Text encoder"] = f"SHA-256 {text['text_encoder_sha256']}"
+    return rows
 
 
 def _limits(report) -> str:
@@ -320,8 +227,3 @@ def _limits(report) -> str:
         f"<section><h2>What this does not show</h2>{bullets(report['limitations'])}<h3>Not tested</h3>"
         f'{bullets(report["not_tested"])}<p class="notice">{html.escape(report["notice"])}</p></section>'
     )
-
-
-def _figure(source: str, caption: str, alt: str, *, pixelated: bool = False) -> str:
-    kind = ' class="pixels"' if pixelated else ""
-    return f'<figure><img{kind} src="{source}" alt="{html.escape(alt)}"><figcaption>{caption}</figcaption></figure>'

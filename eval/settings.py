@@ -24,6 +24,8 @@ DEFAULTS = {
     "classifier": {"steps": 600, "batch_size": 128, "min_accuracy": 0.9},
     "seed": 0,
     "include_images": False,
+    "guidance": 7.5,
+    "prompts": None,
 }
 """Key -> default of the ``eval`` section."""
 
@@ -36,6 +38,14 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _texts(value: Any) -> bool:
+    """None, one text, or different texts; none of them empty."""
+    if value is None or isinstance(value, str):
+        return value is None or bool(value.strip())
+    full = isinstance(value, tuple | list) and all(isinstance(text, str) and text.strip() for text in value)
+    return full and 0 < len(value) == len(set(value))
+
+
 def _times(value: Any) -> bool:
     rising = isinstance(value, tuple | list) and len(value) > 0 and all(_whole(0)(t) for t in value)
     return rising and list(value) == sorted(set(value))
@@ -43,7 +53,7 @@ def _times(value: Any) -> bool:
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_samples": (_whole(2), "a whole number of at least 2"),
-    "sampler": (lambda value: value in ("ddim", "ddpm"), "'ddim' or 'ddpm'"),
+    "sampler": (lambda value: value in ("ddim", "ddpm", "pndm"), "'ddim', 'ddpm' or 'pndm'"),
     "sampling_steps": (_whole(1), "a whole number of at least 1"),
     "batch_size": (_whole(1), "a whole number of at least 1"),
     "injection_t": (_times, "rising timesteps, such as (50, 100, 250)"),
@@ -59,6 +69,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classifier.min_accuracy": (lambda v: _number(v) and 0 <= v <= 1, "a number in [0, 1]"),
     "seed": (_whole(0), "a whole number of at least 0"),
     "include_images": (lambda value: isinstance(value, bool), "True or False"),
+    "guidance": (lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0; 1 is no guidance"),
+    "prompts": (_texts, "None (the captions of the training images), a text, or several different texts"),
 }
 """Dotted key -> (is it allowed?, what is allowed)."""
 
@@ -92,6 +104,8 @@ def resolve(section: Mapping[str, Any], overrides: Mapping[str, str]) -> tuple[d
             settings[group][name] = value
         else:
             settings[key] = tuple(value) if isinstance(value, list) else value
+    if isinstance(settings["prompts"], str):
+        settings["prompts"] = (settings["prompts"],)
     return settings, problems
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.records import find
+from eval.references import References
 
 TITLES = {
     "copy_rate": "Copies of the forget set among samples",
@@ -50,6 +51,11 @@ def headline(report: Mapping[str, Any]) -> str:
     before, after = (find(columns[name], "copy_rate") for name in ("before", "after"))
     unique = report["forget_set"]["unique"]
     noun = "The forget image was" if unique == 1 else f"Copies of the {unique} forget images were"
+    of_prompts = ""
+    if report["text"] is not None:
+        block = report["text"]["forget_prompts"]
+        whose = "the given" if block["source"] == "eval.prompts" else "its" if unique == 1 else "their"
+        of_prompts = f" of {whose} prompt{'' if block['n'] == 1 else 's'}"
     for name, found in (("original", before), ("unlearned", after)):
         if found["status"] != "ok":
             return f"The {name} model could not be measured: {found['reason']}."
@@ -57,7 +63,7 @@ def headline(report: Mapping[str, Any]) -> str:
     level = f"{report['settings']['confidence']:.0%}".replace("%", " %")
     upper = number(after["protocol"]["upper_one_sided"], "copy_rate")
     text = (
-        f"{noun} {number(before['value'], 'copy_rate')} of samples before and {count} of {total:,} after "
+        f"{noun} {number(before['value'], 'copy_rate')} of samples{of_prompts} before and {count} of {total:,} after "
         f"(at most {upper} with {level} confidence)."
     )
     retrained = find(columns["retrained"], "copy_rate")
@@ -66,8 +72,13 @@ def headline(report: Mapping[str, Any]) -> str:
     return text
 
 
-def not_tested(retrained: bool) -> list[str]:
-    """Tests that this evaluation does not contain."""
+def not_tested(retrained: bool, text: bool = False) -> list[str]:
+    """Tests that this evaluation does not contain.
+
+    Args:
+      retrained: whether there is a retrained model.
+      text: whether the model takes text.
+    """
     out = [
         "Membership inference with shadow models: whether an attacker can tell that the images were once trained on.",
         "Relearning: how quickly the images come back when training goes on.",
@@ -75,6 +86,9 @@ def not_tested(retrained: bool) -> list[str]:
         "FID on Inception features, SSCD copy similarity: their networks are not part of this evaluation.",
         "Copies that are shifted, mirrored, cropped or recoloured: pixel distances do not see them.",
     ]
+    if text:
+        out.append("Other prompts, guidance scales and negative prompts, and prompts made to bring an image back.")
+        out.append("Whether samples follow their prompts.")
     if not retrained:
         out.insert(
             0, "Comparison with a model retrained without the forget set, the yardstick of every forgetting metric."
@@ -82,11 +96,26 @@ def not_tested(retrained: bool) -> list[str]:
     return out
 
 
-def limitations(unique: int, settings: Mapping[str, Any], near_duplicates: int) -> list[str]:
-    """What the numbers do not show."""
+def limitations(
+    refs: References, settings: Mapping[str, Any], near_duplicates: int, text: Mapping[str, Any] | None
+) -> list[str]:
+    """What the numbers do not show.
+
+    Args:
+      refs: what the columns were measured against.
+      settings: the evaluation's settings.
+      near_duplicates: number of near duplicates in the data.
+      text: the report's ``text`` block, None for models without text.
+    """
+    sampler = f"this sampler ({settings['sampler']}, {settings['sampling_steps']} steps)"
+    if text is None:
+        bound = f"unconditional samples of {sampler}"
+    else:
+        count = text["forget_prompts"]["n"]
+        asked = "the one prompt" if count == 1 else f"the {count} prompts"
+        bound = f"samples of {asked} with guidance {settings['guidance']:g} and {sampler}"
     out = [
-        f"The bound on copies holds for unconditional samples of this sampler ({settings['sampler']}, "
-        f"{settings['sampling_steps']} steps), not for other ways of asking the model.",
+        f"The bound on copies holds for {bound}, not for other ways of asking the model.",
         "A copy is found by its distance alone. Broken samples (noise, flat grey) can lie below the copy threshold of a "
         "grey image as well; the strict count and the sample grids tell them apart.",
         "A dimmed memory can pass the counts and the tests at large t; look at the smallest t of injection and loss.",
@@ -96,8 +125,38 @@ def limitations(unique: int, settings: Mapping[str, Any], near_duplicates: int) 
         "the columns of this report and nothing else. The distance is biased upward for few samples.",
         "Thresholds of the verdicts are this project's own and were fixed before the run.",
     ]
-    if unique == 1:
+    if refs.round_trip is not None:
+        out += _latent_limitations(refs)
+    if text is not None:
+        out += _text_limitations(text)
+    if len(refs.forget) == 1:
         out.append("There is one forget image: intervals of the injection test span noises, not images.")
     if near_duplicates:
         out.append(f"{near_duplicates} near duplicates of forget images were found in the data, see forget_set.")
+    return out
+
+
+def _latent_limitations(refs: References) -> list[str]:
+    rms, count = refs.round_trip.rms, len(refs.forget)
+    out = [
+        f"The model works on latents. Its autoencoder alone returns the forget images at rms {rms.mean():.3g} on average "
+        f"({rms.max():.3g} at most), so distances of perfect copies are no smaller. The keep images that samples are "
+        "compared with did not go through it."
+    ]
+    if refs.beyond_reach:
+        which = "the forget image" if count == 1 else f"{refs.beyond_reach} of the {count} forget images"
+        out.append(
+            f"The autoencoder's own reconstruction of {which} lies beyond the copy threshold. A sample is therefore also "
+            "compared with the reconstruction, by a threshold of its own; distances to the image itself say little."
+        )
+    return out
+
+
+def _text_limitations(text: Mapping[str, Any]) -> list[str]:
+    out = []
+    asked, available = (text["forget_prompts"][key] for key in ("n", "available"))
+    if asked < available:
+        out.append(f"Only {asked} of {available} forget prompts were sampled: there are fewer samples than prompts.")
+    if text["truncated_texts"]:
+        out.append(f"{text['truncated_texts']} texts are longer than the text encoder takes, and were cut.")
     return out

@@ -11,7 +11,12 @@ With ``s = forget_sign`` (-1: the forget loss is ascended):
 ``fixed_norm``     g_keep + s c / |g_forget| g_forget
 ``relative_norm``  fixed_norm with c = rho |g_keep|
 ``erasediff``      g_keep + max(eta - <g_keep, g_forget> / |g_forget|^2, 0) g_forget
+``pcgrad``         weighted sum after each gradient has lost its part against the other
 =================  ==========================================================================
+
+Every number of a combiner may be a function of the optimiser step (any optax schedule); the sign of the forget part may not
+change. ``relative_norm`` is the safe default: it needs no tuning to the scale of the model, its ratio of the two parts is
+known at every step, and for rho < 1 the keep loss falls to first order.
 
 A forget gradient of norm zero gives a zero forget part, never NaN: a batch may hold no example inside a time window.
 """
@@ -94,14 +99,17 @@ def _scaled_forget(name: str, wanted_norm, forget_sign: int, max_scale: float) -
     return Combine(_no_state, apply, forget_sign)
 
 
-def weighted_sum(**weights: Scalar) -> Combine:
+def weighted_sum(*, forget_sign: int | None = None, **weights: Scalar) -> Combine:
     """``sum_k weights[k] * g_k`` over exactly the named terms.
 
     Args:
+      forget_sign: only where the forget weight is a function of the step, whose sign cannot be seen: -1 if it is negative
+        (ascends the forget loss), +1 if it is positive. Values of the other sign then count as zero.
       **weights: term name -> number or function of the step. A negative forget weight ascends the forget loss.
 
     Raises:
-      ValueError: no weight; a weight that is not finite; terms of the objective that differ from the names.
+      ValueError: no weight; a weight that is not finite; a missing or wrong ``forget_sign``; terms of the objective that
+        differ from the names.
 
     >>> combine = weighted_sum(keep=1.0, forget=-0.5)
     >>> direction, _, _ = combine.apply({"keep": jnp.ones(2), "forget": jnp.ones(2)}, (), 0)
@@ -113,9 +121,10 @@ def weighted_sum(**weights: Scalar) -> Combine:
     for name, weight in weights.items():
         if not callable(weight) and not math.isfinite(weight):
             raise ValueError(f"the weight of {name!r} must be finite, got {weight}")
-    forget = weights.get("forget", 0.0)
-    if callable(forget):
-        raise ValueError("the forget weight of weighted_sum must be a number: its sign says whether forget is ascended")
+    sign = _weight_sign(weights["forget"], forget_sign) if "forget" in weights else 0
+    if callable(weights.get("forget")):
+        scheduled = weights["forget"]
+        weights["forget"] = lambda step: sign * jnp.maximum(sign * scheduled(step), 0)
 
     def apply(grads, state, step):
         trees = _need(grads, tuple(weights), "weighted_sum")
@@ -126,7 +135,24 @@ def weighted_sum(**weights: Scalar) -> Combine:
             direction = _add_scaled(direction, _at(weights[name], step), tree)
         return direction, state, metrics
 
-    return Combine(_no_state, apply, (forget > 0) - (forget < 0))
+    return Combine(_no_state, apply, sign)
+
+
+def _weight_sign(forget: Scalar, forget_sign: int | None) -> int:
+    """The sign of a forget weight, which a function cannot tell by itself."""
+    if forget_sign not in (None, -1, 0, 1):
+        raise ValueError(f"forget_sign must be -1 (ascend) or +1 (descend), got {forget_sign}")
+    if callable(forget):
+        if not forget_sign:
+            raise ValueError(
+                "the forget weight of weighted_sum is a function of the step, so its sign must be a number: "
+                "give forget_sign=-1 (it ascends the forget loss) or forget_sign=+1"
+            )
+        return forget_sign
+    sign = (forget > 0) - (forget < 0)
+    if forget_sign is not None and sign not in (0, forget_sign):
+        raise ValueError(f"the forget weight {forget} of weighted_sum has not the sign forget_sign={forget_sign}")
+    return sign if forget_sign is None else forget_sign
 
 
 def fixed_norm(c: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf) -> Combine:
@@ -187,10 +213,65 @@ def erasediff(eta: Scalar) -> Combine:
     return Combine(_no_state, apply, +1)
 
 
+def pcgrad(*, keep: Scalar = 1.0, forget: Scalar = 1.0, forget_sign: int = -1, two_sided: bool = True) -> Combine:
+    """Gradient surgery: each gradient loses its component against the other, then both are added.
+
+    With ``s = forget_sign``, the *original* gradients of the whole tree in both projections:
+
+        h  = s g_forget                       what the forget part would descend
+        q  = min(<h, g_keep>, 0)              negative where the two conflict
+        h' = h - q / |g_keep|^2 g_keep        so <h', g_keep> >= 0
+        k' = g_keep - q / |h|^2 h             so <k', h> >= 0
+        direction = forget h' + keep k'
+
+    Without a conflict it is the weighted sum. Exactly opposed gradients give zero: training stalls, which
+    ``grad_cosine`` shows.
+    Read in the code of restricted-gradient diversity unlearning (RGD), which takes keep = 5, forget = 1.
+
+    Args:
+      keep: weight of the keep part, a number >= 0 or a function of the step.
+      forget: weight of the forget part, likewise; its direction is ``forget_sign``'s.
+      forget_sign: -1 to ascend the forget loss, +1 to descend it.
+      two_sided: False projects the forget gradient alone: ``direction = forget h' + keep g_keep``, in which the keep
+        gradient is never weakened.
+
+    Raises:
+      ValueError: weights that are negative or not finite, a bad sign.
+    """
+    for name, weight in (("keep", keep), ("forget", forget)):
+        if not callable(weight) and not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"pcgrad needs a finite {name} >= 0 (forget_sign says the direction), got {weight}")
+    if forget_sign not in (-1, 1):
+        raise ValueError(f"forget_sign must be -1 (ascend) or +1 (descend), got {forget_sign}")
+
+    def apply(grads, state, step):
+        g_keep, g_forget = _need(grads, ("keep", "forget"), "pcgrad")
+        keep_norm, forget_norm = tree_norm(g_keep), tree_norm(g_forget)
+        per_keep, per_forget = _reciprocal(keep_norm), _reciprocal(forget_norm)
+        cosine = tree_dot(g_keep, g_forget) * per_keep * per_forget
+        opposed = jnp.minimum(forget_sign * cosine, 0)  # q / (|g_keep| |h|)
+        w_keep, w_forget = _at(keep, step), _at(forget, step)
+        from_forget = -opposed * forget_norm * per_keep
+        from_keep = -opposed * keep_norm * per_forget if two_sided else 0.0
+        scale = jnp.where(forget_norm <= TINY, 0, w_forget + w_keep * from_keep)
+        direction = jax.tree.map(lambda g: ((w_keep + w_forget * from_forget) * g).astype(g.dtype), g_keep)
+        metrics = {
+            "grad_norm/keep": keep_norm,
+            "grad_norm/forget": forget_norm,
+            "forget_scale": scale,
+            "grad_cosine": cosine,
+            "conflict": (opposed < 0).astype(cosine.dtype),
+        }
+        return _add_scaled(direction, forget_sign * scale, g_forget), state, metrics
+
+    return Combine(_no_state, apply, forget_sign)
+
+
 COMBINERS = {
     "weighted_sum": weighted_sum,
     "fixed_norm": fixed_norm,
     "relative_norm": relative_norm,
     "erasediff": erasediff,
+    "pcgrad": pcgrad,
 }
 """The one registry of combiners: name -> factory."""

@@ -39,17 +39,37 @@ def mean_squares(residual: Array, t: Array) -> Array:
     return sum_squares(residual, t) / (residual.size // residual.shape[0])
 
 
+sum_squares.quadratic = mean_squares.quadratic = True
+
+
+def is_quadratic(error: Error) -> bool:
+    """Whether the error is a quadratic form of the residual: squares, also filtered and weighted.
+
+    For such errors the mean over several targets has the gradient of the error to their mean. Another error that is one says
+    so by an attribute ``quadratic = True``.
+
+    >>> is_quadratic(weighted(sum_squares, lambda t: 2.0 * t)), is_quadratic(lambda residual, t: abs(residual).sum())
+    (True, False)
+    """
+    return getattr(error, "quadratic", False)
+
+
 def filtered(error: Error, filter: Filter) -> Error:
     """The error of the filtered residual.
 
     For :func:`sum_squares` and :func:`mean_squares` it is computed from the spectrum (Parseval: one ``rfft2``, no way
     back); any other error is given the filtered residual.
     """
-    if error is sum_squares:
-        return lambda residual, t: masked_energy(residual, t, filter)
-    if error is mean_squares:
-        return lambda residual, t: masked_energy(residual, t, filter) / (residual.size // residual.shape[0])
-    return lambda residual, t: error(filter(residual, t), t)
+
+    def filtered_error(residual: Array, t: Array) -> Array:
+        if error is sum_squares:
+            return masked_energy(residual, t, filter)
+        if error is mean_squares:
+            return masked_energy(residual, t, filter) / (residual.size // residual.shape[0])
+        return error(filter(residual, t), t)
+
+    filtered_error.quadratic = is_quadratic(error)
+    return filtered_error
 
 
 def weighted(error: Error, time_weight: TimeWeight) -> Error:
@@ -63,4 +83,5 @@ def weighted(error: Error, time_weight: TimeWeight) -> Error:
         inside = (weight != 0).reshape(weight.shape + (1,) * (residual.ndim - 1))
         return weight * error(jnp.where(inside, residual, 0), t)
 
+    weighted_error.quadratic = is_quadratic(error)
     return weighted_error

@@ -20,7 +20,8 @@ class Method(NamedTuple):
       combiner: name of the default combiner in COMBINERS.
       combiner_options: its default arguments.
       forget_sign: -1 the forget term is ascended, +1 descended, 0 there is none.
-      passes: forward and backward passes of one batch, ``"1F 2B"``.
+      passes: forward and backward passes of one batch, ``"1F 2B"``; F' is a forward pass of the reference model, without a
+        gradient.
       summary: one line for tables.
     """
 
@@ -82,6 +83,96 @@ METHODS: dict[str, Method] = {
         "2F 2B",
         "forget images are answered with unrelated noise, bi-level step",
     ),
+    "retrack": Method(
+        objectives.retrack,
+        (),
+        "weighted_sum",
+        {"keep": 0.995, "forget": 0.005},
+        +1,
+        "2F 2B",
+        "forget images are answered as their nearest keep images would be",
+    ),
+    "surrogate": Method(
+        objectives.surrogate,
+        (),
+        "pcgrad",
+        {"keep": 1.0, "forget": 0.01},
+        +1,
+        "2F 2B",
+        "forget images are answered as one given image would be; the weight needs tuning",
+    ),
+    "mirrored": Method(
+        objectives.mirrored,
+        ("cap",),
+        "weighted_sum",
+        {"keep": 1.0, "forget": -0.2},
+        -1,
+        "2F 2B",
+        "ascent up to the error of a network that knows nothing",
+    ),
+    "clamped": Method(
+        objectives.clamped,
+        ("cap",),
+        "weighted_sum",
+        {"keep": 1.0, "forget": -0.2},
+        -1,
+        "2F 2B",
+        "ascent up to a measured error, such as a retrained model's",
+    ),
+    "npo": Method(
+        objectives.npo,
+        ("beta", "beta_unit", "level"),
+        "weighted_sum",
+        {"keep": 1.0, "forget": 0.2},
+        +1,
+        "2F 1F' 2B",
+        "ascent that fades as the error leaves that of the starting model",
+    ),
+    "simnpo": Method(
+        objectives.simnpo,
+        ("beta", "beta_unit", "level", "delta"),
+        "weighted_sum",
+        {"keep": 1.0, "forget": 0.2},
+        +1,
+        "2F 2B",
+        "ascent that fades as the error grows; no reference model",
+    ),
+    "dpo": Method(
+        objectives.dpo,
+        ("beta", "winner", "keep_term", "prior_term"),
+        "weighted_sum",
+        {"forget": 1.0},
+        +1,
+        "2F 2F' 2B",
+        "keep images are preferred to forget images, in pairs",
+    ),
+    "kto": Method(
+        objectives.kto,
+        ("beta", "z"),
+        "weighted_sum",
+        {"keep": 1.0, "forget": 1.0},
+        +1,
+        "2F 2F' 2B",
+        "keep images are wanted, forget images are not, without pairs",
+    ),
+    "vdu_style": Method(
+        objectives.vdu_style,
+        ("anchor",),
+        "weighted_sum",
+        {"forget": -0.9997, "anchor": 0.0003},
+        -1,
+        "1F 1B",
+        "ascent held by the variance of checkpoints, without keep images; the weight needs tuning",
+    ),
+    "fisher_anchor": Method(
+        objectives.fisher_anchor,
+        ("anchor",),
+        "weighted_sum",
+        {"keep": 1.0, "forget": -0.2, "anchor": 1.0},
+        -1,
+        "2F 2B",
+        "ascent held by a Fisher anchor; the weight needs tuning",
+    ),
 }
 """Method name -> :class:`Method`."""
 
@@ -95,8 +186,12 @@ def make_objective(name: str, schedule: Schedule, *, forget_error: Error | None 
       forget_error: error of the forget term, with its selections; refused for methods without a forget term.
       **options: the objective's own options, and ``error``.
 
+    ``clamped`` needs ``cap``, and ``npo`` and ``simnpo`` need ``level`` (or ``beta_unit="raw"``): numbers of the starting or
+    of a retrained model, which have no default. What ``batch.extra``, ``draw.extra`` and ``ref_params`` must hold stands in
+    the objective's ``batch_extra``, ``draw_extra`` and ``needs_ref``.
+
     Raises:
-      ValueError: unknown method, or an option that it does not have.
+      ValueError: unknown method, an option that it does not have, or one that is out of its range.
     """
     method = look_up("method", name, METHODS)
     unknown = set(options) - set(method.options) - {"error"}
@@ -114,6 +209,8 @@ def make_objective(name: str, schedule: Schedule, *, forget_error: Error | None 
 def make_combine(name: str, combiner: str | None = None, **options: Any) -> Combine:
     """The combiner of a method: its default one, or another by name with its options.
 
+    Numbers may be functions of the step. The sign of the forget part is the method's.
+
     Raises:
       ValueError: unknown method or combiner, or options that the combiner does not take.
     """
@@ -121,7 +218,7 @@ def make_combine(name: str, combiner: str | None = None, **options: Any) -> Comb
     if combiner is None or combiner == method.combiner:
         options = {**method.combiner_options, **options}
     factory = look_up("combiner", combiner or method.combiner, combine.COMBINERS)
-    if factory in (combine.fixed_norm, combine.relative_norm):
+    if factory in (combine.fixed_norm, combine.relative_norm, combine.pcgrad) or callable(options.get("forget")):
         options.setdefault("forget_sign", method.forget_sign or -1)
     try:
         return factory(**options)

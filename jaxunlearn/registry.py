@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def unknown_name(kind: str, name: Any, known: Mapping[str, Any]) -> str:
-    """``unknown method 'sis'; did you mean 'siss'? known: ...``.
+def unknown_name(kind: str, name: Any, known: Collection[str]) -> str:
+    """The one sentence about a name that is not there: ``unknown method 'sis'; did you mean 'siss'? known: ...``.
 
     >>> unknown_name("method", "sis", {"naive": 0, "siss": 1})
     "unknown method 'sis'; did you mean 'siss'? known: naive, siss"

@@ -1,6 +1,6 @@
-"""Reverse chains as one ``lax.scan``: DDPM ancestral sampling and DDIM, with the semantics of diffusers' schedulers.
+"""Reverse chains as one ``lax.scan``: DDPM ancestral sampling, DDIM and PNDM, with the semantics of diffusers' schedulers.
 
-Every step of both samplers is one formula with numbers that depend on the timestep alone::
+Every step of DDPM and DDIM is one formula with numbers that depend on the timestep alone::
 
     x0_hat = clip(x0_from_x x + x0_from_out out)      out: what the model returned
     e_hat  = e_from_x x + e_from_out out
@@ -11,6 +11,7 @@ Every step of both samplers is one formula with numbers that depend on the times
   (fixed_small) or ``cb`` (fixed_large).
 * DDIM (Song et al. 2021, Eq. 12 and 16): ``s = eta sqrt((1 - ap) / (1 - a) (1 - a / ap))``, ``to_x0 = sqrt(ap)``,
   ``to_e = sqrt(1 - ap - s^2)``, ``to_noise = s``. Clipping ``x0_hat`` does not change ``e_hat``.
+* PNDM (Liu et al. 2022) is the DDIM step with a combination of the last four outputs, see :mod:`jaxunlearn.pndm`.
 
 The numbers are computed in float64 on the host, so timesteps must be concrete; arrays and parameters may be traced.
 """
@@ -18,7 +19,6 @@ The numbers are computed in float64 on the host, so timesteps must be concrete; 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,10 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn import pndm
+from jaxunlearn.registry import unknown_name
 from jaxunlearn.schedule import Schedule
 from jaxunlearn.types import Array, Predict, PyTree
 
-KINDS = ("ddpm", "ddim")
+KINDS = ("ddpm", "ddim", "pndm")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -40,13 +42,15 @@ class SamplerConfig:
     """How to walk a chain; the names and defaults are those of diffusers' ``scheduler_config.json``.
 
     Attributes:
-      kind: "ddpm" (ancestral) or "ddim".
-      clip_sample: whether the predicted clean image is clipped to ``+-clip_sample_range`` in every step.
+      kind: "ddpm" (ancestral), "ddim" or "pndm" (multistep, one model call more than steps).
+      clip_sample: whether the predicted clean image is clipped to ``+-clip_sample_range`` in every step. pndm never
+        clips; there it is only what :meth:`with_kind` hands on.
       clip_sample_range: positive; 1 for images in [-1, 1].
       variance_type: "fixed_small" (posterior variance) or "fixed_large" (beta); ddpm only.
       timestep_spacing: "leading", "trailing" or "linspace", see :func:`timesteps`.
       steps_offset: added to the timesteps of "leading".
-      set_alpha_to_one: ddim only: below the last timestep alphas_cumprod counts as 1 (else as its value at t = 0).
+      set_alpha_to_one: ddim and pndm: below the last timestep alphas_cumprod counts as 1 (else as its value at
+        t = 0). The default is that of ``DDIMScheduler``; ``PNDMScheduler``'s is False.
       eta: ddim only, in [0, 1]: 0 is deterministic, 1 has the noise of ddpm's fixed_small.
 
     Raises:
@@ -64,7 +68,7 @@ class SamplerConfig:
 
     def __post_init__(self):
         problems = [
-            unknown_choice(name, getattr(self, name), allowed)
+            unknown_name(name, getattr(self, name), allowed)
             for name, allowed in (("kind", KINDS), ("variance_type", VARIANCE_TYPES), ("timestep_spacing", SPACINGS))
             if getattr(self, name) not in allowed
         ]
@@ -82,26 +86,42 @@ class SamplerConfig:
     @property
     def deterministic(self) -> bool:
         """Whether no noise is added after the start."""
-        return self.kind == "ddim" and self.eta == 0.0
+        return self.kind == "pndm" or (self.kind == "ddim" and self.eta == 0.0)
+
+    def with_kind(self, kind: str, schedule: Schedule | None = None, num_steps: int | None = None) -> SamplerConfig:
+        """The sampler of another kind for the same model: clipping, spacing and the rest carry over, eta becomes 0.
+
+        Args:
+          kind: "ddpm", "ddim" or "pndm".
+          schedule, num_steps: the chain that will be walked. With them ``steps_offset`` becomes 0 if "leading" would
+            start beyond the schedule's end, as it does with an offset and as many steps as the schedule has.
+
+        Raises:
+          ValueError: an unknown kind, only one of ``schedule`` and ``num_steps``, or more steps than the schedule has.
+
+        >>> SamplerConfig("pndm", clip_sample=False, steps_offset=1).with_kind("ddim").steps_offset
+        1
+        """
+        if (schedule is None) != (num_steps is None):
+            raise ValueError("with_kind: give both schedule and num_steps, or neither")
+        offset = self.steps_offset
+        if schedule is not None and self.timestep_spacing == "leading":
+            first = (num_steps - 1) * _gap(schedule.num_steps, num_steps) + offset
+            offset = offset if first < schedule.num_steps else 0
+        return dataclasses.replace(self, kind=kind, eta=0.0, steps_offset=offset)
 
 
 class Trajectory(NamedTuple):
-    """The timesteps of a chain and where each step leads.
+    """The timesteps at which the model is called and where each call leads.
 
     Attributes:
-      t: int32 [n], strictly descending.
-      t_prev: int32 [n], below t; -1 means past the last timestep.
+      t: int32 [n], strictly descending, except that pndm has the second timestep twice (n is one more than steps).
+      t_prev: int32 [n], below t; -1 means past the last timestep. pndm's second call repeats the first step, so there
+        ``t_prev`` is t itself. The first few entries are a chain as well, which ends where the last of them leads.
     """
 
     t: np.ndarray
     t_prev: np.ndarray
-
-
-def unknown_choice(name: str, value: object, allowed: Sequence[str]) -> str:
-    """One line: the value, the nearest allowed one, all allowed ones."""
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{name} {value!r}: {hint}allowed: {', '.join(allowed)}"
 
 
 def timesteps(num_train_steps: int, num_steps: int, spacing: str = "leading", offset: int = 0) -> np.ndarray:
@@ -116,18 +136,16 @@ def timesteps(num_train_steps: int, num_steps: int, spacing: str = "leading", of
     >>> timesteps(1000, 5).tolist(), timesteps(1000, 5, "trailing").tolist()
     ([800, 600, 400, 200, 0], [999, 799, 599, 399, 199])
     """
-    if not 1 <= num_steps <= num_train_steps:
-        raise ValueError(f"num_steps {num_steps}: must be between 1 and the schedule's {num_train_steps}")
-    count = np.arange(num_steps)
+    gap = _gap(num_train_steps, num_steps)
     if spacing == "leading":
-        steps = count[::-1] * (num_train_steps // num_steps) + offset
+        steps = np.arange(num_steps)[::-1] * gap + offset
     elif spacing == "trailing":
         # np.arange, as in diffusers: its rounding decides the ties. It may add one more entry, which is not a timestep.
         steps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps)[:num_steps]) - 1
     elif spacing == "linspace":
         steps = np.round(np.linspace(0, num_train_steps - 1, num_steps))[::-1]
     else:
-        raise ValueError(unknown_choice("timestep_spacing", spacing, SPACINGS))
+        raise ValueError(unknown_name("timestep_spacing", spacing, SPACINGS))
     if steps[0] >= num_train_steps:
         raise ValueError(
             f"steps_offset {offset} with {num_steps} steps: the first timestep {int(steps[0])} is beyond the schedule's"
@@ -136,19 +154,32 @@ def timesteps(num_train_steps: int, num_steps: int, spacing: str = "leading", of
     return steps.astype(np.int32)
 
 
+def _gap(num_train_steps: int, num_steps: int) -> int:
+    """How far apart the timesteps of "leading" are."""
+    if not 1 <= num_steps <= num_train_steps:
+        raise ValueError(f"num_steps {num_steps}: must be between 1 and the schedule's {num_train_steps}")
+    return num_train_steps // num_steps
+
+
 def trajectory(schedule: Schedule, config: SamplerConfig, num_steps: int) -> Trajectory:
     """The chain of ``num_steps`` steps from (nearly) pure noise to the image, exactly as diffusers walks it.
 
-    ddpm: a step leads to the next timestep of the list. ddim: to ``t - T // num_steps``, which is the same for
-    "leading" but not always for "trailing" and "linspace".
+    ddpm: a step leads to the next timestep of the list. ddim and pndm: to ``t - T // num_steps``, which is the same for
+    "leading" but not always for "trailing" and "linspace". pndm: the second timestep comes twice, so that the chain has
+    ``num_steps + 1`` model calls (if it has more than one step).
 
     Raises:
       ValueError: as :func:`timesteps`.
+
+    >>> from jaxunlearn.schedule import linear
+    >>> trajectory(linear(1000), SamplerConfig("pndm", steps_offset=1), 4).t.tolist()
+    [751, 501, 501, 251, 1]
     """
     t = timesteps(schedule.num_steps, num_steps, config.timestep_spacing, config.steps_offset)
-    if config.kind == "ddim":
-        return Trajectory(t, np.maximum(t - schedule.num_steps // num_steps, -1))
-    return _as_trajectory(t)
+    if config.kind == "ddpm":
+        return _as_trajectory(t, config.kind)
+    t_prev = np.maximum(t - schedule.num_steps // num_steps, -1)
+    return Trajectory(*pndm.with_repeat(t, t_prev)) if config.kind == "pndm" else Trajectory(t, t_prev)
 
 
 def example_keys(key: Array, indices: Array) -> Array:
@@ -185,11 +216,12 @@ def sample(
       schedule: the noise schedule.
       config: the sampler. Spacing and offset are not read here: they are already in ``timesteps``.
       timesteps: a :class:`Trajectory`, or any strictly descending timesteps, of which each leads to the next and the
-        last to the clean image (alphas_cumprod = 1; for ddim without ``set_alpha_to_one`` its value at t = 0).
+        last to the clean image (alphas_cumprod = 1; for ddim and pndm without ``set_alpha_to_one`` its value at
+        t = 0). A list names each timestep once, whatever the kind.
       cond: given to the model as it is.
       noise: [n,B,H,W,C], used in place of drawn noise. Not used by a deterministic chain.
-      prediction_type: "epsilon", "v_prediction" or "sample". Models with zero terminal SNR can start at the last
-        timestep with the latter two only: noise does not determine the image there.
+      prediction_type: "epsilon", "v_prediction" or "sample" (not with pndm). Models with zero terminal SNR can start at
+        the last timestep with the latter two only: noise does not determine the image there.
 
     Returns:
       [B,H,W,C], not clipped after the last step.
@@ -197,7 +229,7 @@ def sample(
     Raises:
       ValueError: timesteps that do not descend or leave the schedule, missing key, wrong shape of noise or keys.
     """
-    steps = _as_trajectory(timesteps)
+    steps = _as_trajectory(timesteps, config.kind)
     table = coefficients(schedule, config, steps, prediction_type)
     noisy = not config.deterministic
     if noise is not None and noise.shape != (len(steps.t), *x_start.shape):
@@ -205,16 +237,21 @@ def sample(
     if noisy and noise is None and key is None:
         raise ValueError("this chain draws noise: give a key, or noise")
 
+    def ask(x, t):
+        return predict(params, x, jnp.full((x.shape[0],), t, jnp.int32), cond)
+
     def body(x, scanned):
         t, row, z = scanned
-        out = predict(params, x, jnp.full((x.shape[0],), t, jnp.int32), cond)
+        out = ask(x, t)
         if noisy and z is None:
             z = _noise(key, t, x)
         return _advance(x, out, z if noisy else None, row, config), None
 
     rows = {name: jnp.asarray(values, x_start.dtype) for name, values in table.items()}
-    scanned = (jnp.asarray(steps.t, jnp.int32), rows, noise if noisy else None)
-    return jax.lax.scan(body, x_start, scanned)[0]
+    t = jnp.asarray(steps.t, jnp.int32)
+    if config.kind == "pndm":
+        return pndm.walk(ask, x_start, t, rows)
+    return jax.lax.scan(body, x_start, (t, rows, noise if noisy else None))[0]
 
 
 def ancestral_chain(
@@ -235,7 +272,7 @@ def ancestral_chain(
     """
     if config.kind != "ddpm":
         raise ValueError(f"an ancestral chain is of kind 'ddpm', got {config.kind!r}")
-    table = coefficients(schedule, config, _as_trajectory(np.arange(t_max, -1, -1)))
+    table = coefficients(schedule, config, _as_trajectory(np.arange(t_max, -1, -1), "ddpm"))
 
     def chain(params, x_t, t, keys):
         by_t = {name: jnp.asarray(values[::-1].copy(), x_t.dtype) for name, values in table.items()}
@@ -264,15 +301,20 @@ def _advance(x: Array, out: Array, z: Array | None, row: dict[str, Array], confi
 def coefficients(
     schedule: Schedule, config: SamplerConfig, steps: Trajectory, prediction_type: str = "epsilon"
 ) -> dict[str, np.ndarray]:
-    """The numbers of every step, float64 [n] each, under the names of the module's docstring.
+    """The numbers of every call, float64 [n] each (pndm's ``w``: [n,4]), under the names of the module's docstring.
 
     Raises:
-      ValueError: a timestep beyond the schedule, an unknown prediction type, or noise prediction where
-        alphas_cumprod is 0.
+      ValueError: a timestep beyond the schedule, an unknown prediction type, noise prediction where alphas_cumprod is
+        0, or pndm with a model of the sample.
     """
-    if steps.t[0] >= schedule.num_steps:
-        raise ValueError(f"timestep {steps.t[0]} is beyond the schedule's last, {schedule.num_steps - 1}")
-    a = schedule.alphas_cumprod[steps.t]
+    starts = pndm.starts(*steps) if config.kind == "pndm" else steps.t
+    if starts.max() >= schedule.num_steps:
+        raise ValueError(f"timestep {starts.max()} is beyond the schedule's last, {schedule.num_steps - 1}")
+    if config.kind == "pndm" and prediction_type == "sample":
+        raise ValueError(
+            "prediction_type 'sample' does not go with pndm, which combines predictions of noise or v; sample with ddim"
+        )
+    a = schedule.alphas_cumprod[starts]
     last = 1.0 if config.kind == "ddpm" or config.set_alpha_to_one else schedule.alphas_cumprod[0]
     ap = np.where(steps.t_prev >= 0, schedule.alphas_cumprod[steps.t_prev], last)
     zero, one = np.zeros_like(a), np.ones_like(a)
@@ -291,7 +333,7 @@ def coefficients(
         sigma = np.sqrt(1 - a)
         outputs = {"x0_from_x": zero, "x0_from_out": one, "e_from_x": 1 / sigma, "e_from_out": -np.sqrt(a) / sigma}
     else:
-        raise ValueError(unknown_choice("prediction_type", prediction_type, PREDICTION_TYPES))
+        raise ValueError(unknown_name("prediction_type", prediction_type, PREDICTION_TYPES))
 
     shrink = (1 - ap) / (1 - a)
     beta = 1 - a / ap
@@ -305,14 +347,15 @@ def coefficients(
             "to_noise": np.where(steps.t > 0, np.sqrt(variance), 0.0),
         }
     else:
-        s = config.eta * np.sqrt(shrink * beta)
+        s = (config.eta if config.kind == "ddim" else 0.0) * np.sqrt(shrink * beta)
         # 1 - ap - s^2 is never negative for eta <= 1, rounding aside.
         direction = np.sqrt(np.maximum(1 - ap - s**2, 0.0))
         moves = {"to_x0": np.sqrt(ap), "to_x": zero, "to_e": direction, "to_noise": s}
-    return outputs | moves
+    return pndm.table(outputs, moves) if config.kind == "pndm" else outputs | moves
 
 
-def _as_trajectory(steps: Trajectory | Sequence[int] | np.ndarray) -> Trajectory:
+def _as_trajectory(steps: Trajectory | Sequence[int] | np.ndarray, kind: str) -> Trajectory:
+    """Any description of a chain, checked."""
     if isinstance(steps, jax.core.Tracer):
         raise ValueError("timesteps must be known when the function is traced: close over them instead of passing them")
     if isinstance(steps, Trajectory):
@@ -322,8 +365,12 @@ def _as_trajectory(steps: Trajectory | Sequence[int] | np.ndarray) -> Trajectory
         t_prev = np.append(t[1:], -1)
     if t.ndim != 1 or t.size == 0 or t.shape != t_prev.shape or not np.issubdtype(t.dtype, np.integer):
         raise ValueError(f"timesteps must be a non-empty vector of integers, got {t.dtype} of shape {t.shape}")
-    if np.any(np.diff(t) >= 0) or np.any(t < 0) or np.any(t_prev >= t) or np.any(t_prev < -1):
+    given = isinstance(steps, Trajectory)
+    once, once_prev = pndm.without_repeat(t, t_prev) if kind == "pndm" and given else (t, t_prev)
+    if np.any(np.diff(once) >= 0) or np.any(t < 0) or np.any(once_prev >= once) or np.any(once_prev < -1):
         raise ValueError(f"timesteps must descend strictly to 0 or more, got {t.tolist()[:12]}")
+    if kind == "pndm" and not given:
+        t, t_prev = pndm.with_repeat(t, t_prev)
     return Trajectory(t.astype(np.int32), t_prev.astype(np.int32))
 
 

@@ -142,6 +142,8 @@ def make_train_step(
         )
     if micro_batches < 1:
         raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
+    # Guards may compare with the frozen original; other transformations do not see the argument.
+    tx = optax.with_extra_args_support(tx)
 
     def step(state, batch, draw, *, axis_name=None):
         batch = on_device(batch)
@@ -151,7 +153,7 @@ def make_train_step(
         if axis_name is not None:
             grads, terms, aux = jax.lax.pmean((grads, terms, aux), axis_name)
         direction, combine_state, metrics = combine.apply(grads, state.combine_state, state.step)
-        updates, opt_state = tx.update(direction, state.opt_state, state.params)
+        updates, opt_state = tx.update(direction, state.opt_state, state.params, ref_params=state.ref_params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_decay is not None:

@@ -2,9 +2,14 @@
 
 Two estimators of the same selective objective: *draw* t inside a window (``t_min``, ``t_max`` of a draw function), or draw
 t everywhere and *weight* (:func:`window` with ``num_steps``). SISS shares one t between the keep and the forget image of a
-row, so a window on the forget term alone needs the second.
+row, so a window on the forget term alone needs the second. :func:`importance` with :func:`weighted_probabilities` joins
+both: most draws fall inside, the rest is reweighted exactly, and every term keeps its mean.
 
-Windows are half-open: ``t1 <= t < t2``.
+Windows are half-open: ``t1 <= t < t2``. They may be given in t, as fractions of T, or by noise level (log-SNR):
+:func:`resolve_window`. Hard windows and smooth weights are both a :data:`~jaxunlearn.types.TimeWeight`.
+
+Selecting a window of t follows the abstract and the public reviews of arXiv 2510.17917. It is a reconstruction: windows
+and weighting may differ from the authors' code.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.registry import look_up
 from jaxunlearn.schedule import Schedule
 from jaxunlearn.types import Array, Batch, Draw, DrawFn, TimeWeight
 
@@ -59,6 +65,123 @@ def window_from_log_snr(schedule: Schedule, *, high: float, low: float) -> tuple
     if t1 >= t2:
         raise ValueError(f"no timestep has log_snr in ({low}, {high}]; the schedule covers {log_snr[-1]}..{log_snr[0]}")
     return t1, t2
+
+
+def window_from_fraction(num_steps: int, start: float, stop: float) -> tuple[int, int]:
+    """The window (t1, t2) of the fractions ``start <= t / T < stop``, rounded to whole steps.
+
+    Raises:
+      ValueError: fractions outside 0 <= start < stop <= 1, or no step in between.
+
+    >>> window_from_fraction(1000, 0.25, 0.75)
+    (250, 750)
+    """
+    if not 0 <= start < stop <= 1:
+        raise ValueError(f"a window in fractions of T needs 0 <= start < stop <= 1, got ({start}, {stop})")
+    t1, t2 = round(start * num_steps), round(stop * num_steps)
+    if t1 >= t2:
+        raise ValueError(f"no timestep of {num_steps} lies in the fractions ({start}, {stop})")
+    return t1, t2
+
+
+def _window_in_t(schedule: Schedule, t1: float, t2: float) -> tuple[int, int]:
+    if t1 != int(t1) or t2 != int(t2):
+        raise ValueError(f"a window in t needs whole steps, got ({t1}, {t2}); fractions of T have the unit 'fraction'")
+    window(t1, t2, schedule.num_steps)
+    return int(t1), int(t2)
+
+
+WINDOW_UNITS = {
+    "t": _window_in_t,
+    "fraction": lambda schedule, start, stop: window_from_fraction(schedule.num_steps, start, stop),
+    "log_snr": lambda schedule, high, low: window_from_log_snr(schedule, high=high, low=low),
+}
+"""Units of a window: name -> ``(schedule, first bound, second bound) -> (t1, t2)``; the first is the cleaner one."""
+
+
+def resolve_window(schedule: Schedule, bounds: tuple[float, float], unit: str = "t") -> tuple[int, int]:
+    """The window in whole timesteps.
+
+    Args:
+      schedule: the noise schedule.
+      bounds: in t ``(t1, t2)``; fractions of T ``(start, stop)``; or log-SNR ``(high, low)``. The cleaner bound is first.
+      unit: ``t``, ``fraction`` or ``log_snr``.
+
+    Raises:
+      ValueError: unknown unit, an empty window, or bounds outside of the schedule.
+
+    >>> from jaxunlearn.schedule import linear
+    >>> resolve_window(linear(), (0.0859, -5.71), "log_snr")
+    (250, 750)
+    """
+    return look_up("unit of a window", unit, WINDOW_UNITS)(schedule, *bounds)
+
+
+def table_weight(values: np.ndarray, *, normalise: bool = False) -> TimeWeight:
+    """The weight ``values[t]``.
+
+    Args:
+      values: [T], finite and not negative.
+      normalise: divide by the mean, so that with t uniform on 0..T-1 the weight has mean 1.
+
+    Raises:
+      ValueError: another shape, negative or non-finite values, or nothing but zeros.
+    """
+    table = np.asarray(values, np.float64)
+    if table.ndim != 1 or not np.all(np.isfinite(table)) or np.any(table < 0) or not np.any(table > 0):
+        raise ValueError("a table of weights must be a vector of finite values >= 0 of which one is positive")
+    table = table / table.mean() if normalise else table
+    return lambda t: jnp.asarray(table)[t]
+
+
+def smooth_window(t1: int, t2: int, edge: int, num_steps: int, *, normalise: bool = True) -> TimeWeight:
+    """A window with flanks of half a cosine, ``edge`` steps wide and centred on its ends.
+
+    Exactly 0 below ``t1 - edge / 2`` and above ``t2 + edge / 2``, exactly 1 between the flanks (before normalising). With
+    ``edge = 0`` it is :func:`window`. A flank that would leave 0..T is cut off there.
+
+    Args:
+      t1: first timestep of the window.
+      t2: one past its last.
+      edge: width of each flank in steps, at most ``t2 - t1``.
+      num_steps: T.
+      normalise: scale to mean 1 over 0..T-1, as ``window(..., num_steps=T)`` does.
+
+    Raises:
+      ValueError: a bad window, or flanks that meet.
+
+    >>> weight = smooth_window(2, 6, 2, 8, normalise=False)
+    >>> np.round(np.float64(weight(jnp.arange(8))), 2).tolist()
+    [0.0, 0.15, 0.85, 1.0, 1.0, 0.85, 0.15, 0.0]
+    """
+    window(t1, t2, num_steps)
+    if not 0 <= edge <= t2 - t1:
+        raise ValueError(f"smooth_window needs 0 <= edge <= t2 - t1 = {t2 - t1}, got {edge}")
+    if edge == 0:
+        return window(t1, t2, num_steps if normalise else None)
+    middle = np.arange(num_steps) + 0.5
+
+    def flank(distance):
+        """0 outside, 1 inside; ``distance`` from the end of the window, in steps, positive inside."""
+        return 0.5 - 0.5 * np.cos(np.pi * np.clip(distance / edge + 0.5, 0, 1))
+
+    table = flank(middle - t1) * flank(t2 - middle)
+    return table_weight(table, normalise=normalise)
+
+
+def log_snr_bump(schedule: Schedule, center: float, width: float, *, normalise: bool = True) -> TimeWeight:
+    """``exp(-(log_snr(t) - center)^2 / (2 width^2))``: a smooth weight around a noise level. It transfers between schedules.
+
+    Raises:
+      ValueError: width not positive, or a centre so far from the schedule that every weight underflows.
+    """
+    if not width > 0:
+        raise ValueError(f"log_snr_bump needs width > 0 (in units of log-SNR), got {width}")
+    log_snr = np.asarray(schedule.log_snr(np.arange(schedule.num_steps)), np.float64)
+    table = np.exp(-(((log_snr - center) / width) ** 2) / 2)
+    if not np.any(table > 0):
+        raise ValueError(f"log_snr {center} lies far outside of the schedule's {log_snr[-1]:.1f}..{log_snr[0]:.1f}")
+    return table_weight(table, normalise=normalise)
 
 
 def min_snr(schedule: Schedule, gamma: float = 5.0) -> TimeWeight:
@@ -157,11 +280,24 @@ def antithetic(
     return lambda key, batch: _draw(key, batch, choose_t, stratify_lam, extra)
 
 
-def importance(probabilities: np.ndarray, *, stratify_lam: float | None = None, extra: ExtraDraws = NO_EXTRA) -> DrawFn:
-    """t drawn with the given probabilities [T], reweighted exactly: ``t_weight = 1 / (T p(t))``.
+def importance(
+    probabilities: np.ndarray,
+    *,
+    antithetic: bool = False,
+    stratify_lam: float | None = None,
+    extra: ExtraDraws = NO_EXTRA,
+) -> DrawFn:
+    """t drawn with the given probabilities [T], reweighted exactly: ``t_weight = 1 / (n p(t))``.
 
-    The weighted mean equals that of :func:`uniform` over the timesteps with positive probability. Give every timestep a
-    positive probability, or the estimate leaves the others out.
+    n is the number of timesteps with positive probability. The weighted mean equals that of a uniform draw over them. Give
+    every timestep a positive probability, or the estimate leaves the others out.
+
+    Args:
+      probabilities: [T]; they need not sum to 1.
+      antithetic: draw in pairs (u, 1 - u) of the quantile: each t alone keeps its probability, and pairs lie on opposite
+        sides of the median.
+      stratify_lam: as in :func:`uniform`.
+      extra: the objective's ``draw_extra``.
 
     Raises:
       ValueError: negative, non-finite or all-zero probabilities.
@@ -175,12 +311,39 @@ def importance(probabilities: np.ndarray, *, stratify_lam: float | None = None, 
     cumulative[np.flatnonzero(p)[-1] :] = 1.0
     with np.errstate(divide="ignore"):
         weight = np.where(p > 0, 1.0 / (np.count_nonzero(p) * p), 0.0)
+    # The largest u below 1: the partner of u = 0.
+    below_one = 1 - np.finfo(np.float32).epsneg
 
     def choose_t(key, count):
-        t = jnp.searchsorted(jnp.asarray(cumulative), jax.random.uniform(key, (count,)), side="right").astype(jnp.int32)
+        u = jax.random.uniform(key, ((count + 1) // 2 if antithetic else count,))
+        if antithetic:
+            u = jnp.stack([u, jnp.minimum(1 - u, below_one)], axis=1).reshape(-1)[:count]
+        t = jnp.searchsorted(jnp.asarray(cumulative), u, side="right").astype(jnp.int32)
         return t, jnp.asarray(weight)[t]
 
     return lambda key, batch: _draw(key, batch, choose_t, stratify_lam, extra)
+
+
+def weighted_probabilities(time_weight: TimeWeight, num_steps: int, uniform_share: float = 0.25) -> np.ndarray:
+    """Probabilities [T] for :func:`importance` that follow a weight of t: ``(1 - s) w(t) / sum w + s / T``.
+
+    For an objective whose forget term has the weight w and whose keep term needs every t: a share ``s`` of the draws stays
+    uniform, so that no ``t_weight`` exceeds ``1 / s``. Both terms keep their means.
+
+    Args:
+      time_weight: the weight of the forget term.
+      num_steps: T.
+      uniform_share: s in (0, 1].
+
+    Raises:
+      ValueError: share outside (0, 1]; a weight that is negative, not finite, or zero everywhere.
+    """
+    if not 0 < uniform_share <= 1:
+        raise ValueError(f"uniform_share must lie in (0, 1], got {uniform_share}; 0 would never draw some timesteps")
+    weight = np.asarray(time_weight(jnp.arange(num_steps)), np.float64)
+    if not np.all(np.isfinite(weight)) or np.any(weight < 0) or weight.sum() <= 0:
+        raise ValueError("the weight of t must be finite and >= 0 everywhere, and positive somewhere")
+    return (1 - uniform_share) * weight / weight.sum() + uniform_share / num_steps
 
 
 DRAWS = {"uniform": uniform, "antithetic": antithetic}

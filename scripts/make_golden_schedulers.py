@@ -5,8 +5,8 @@ Needs torch and diffusers. Run it from the repository's root::
     python scripts/make_golden_schedulers.py
 
 The model is a formula, ``out = 0.3 x + 0.01 sin(t)``, so that nothing but the scheduler is compared. Each case is
-stored as ``<name>/config`` (the scheduler's keys, JSON), ``<name>/x_start``, ``<name>/noise`` [n,B,H,W,C] and
-``<name>/x`` [n,B,H,W,C], the image after each step. ``header`` holds the versions that made the file.
+stored as ``<name>/config`` (the scheduler's keys, JSON), ``<name>/x_start``, ``<name>/noise`` [n,B,H,W,C] (pndm: n = 0)
+and ``<name>/x`` [n,B,H,W,C], the image after each model call. ``header`` holds the versions that made the file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 SHAPE = (2, 3, 2, 1)  # B, H, W, C
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+PNDM = {key: LATENT[key] for key in ("beta_schedule", "beta_start", "beta_end")} | {"skip_prk_steps": True}
 CASES = {
     # name: (class, steps, eta, scheduler keys)
     "ddpm50": ("DDPMScheduler", 50, 0.0, {}),
@@ -54,11 +55,20 @@ CASES = {
             "clip_sample": False,
         },
     ),
+    "pndm50_latent": ("PNDMScheduler", 50, 0.0, {**PNDM, "steps_offset": 1}),
+    "pndm10_linspace": ("PNDMScheduler", 10, 0.0, {"skip_prk_steps": True, "timestep_spacing": "linspace"}),
+    "pndm11_trailing_v": (
+        "PNDMScheduler",
+        11,
+        0.0,
+        {**PNDM, "timestep_spacing": "trailing", "prediction_type": "v_prediction", "set_alpha_to_one": True},
+    ),
+    "pndm1": ("PNDMScheduler", 1, 0.0, {**PNDM, "steps_offset": 1}),
 }
 
 
 def run_chain(class_name, num_steps, eta, keys, x_start, noise):
-    """The image after each step, float32 [n,B,H,W,C], walked by diffusers' scheduler with the given noise."""
+    """The image after each model call, float32 [n,B,H,W,C], walked by diffusers' scheduler with the given noise."""
     from unittest import mock
 
     import diffusers
@@ -69,7 +79,9 @@ def run_chain(class_name, num_steps, eta, keys, x_start, noise):
     scheduler.set_timesteps(num_steps)
     options = {"eta": eta} if class_name == "DDIMScheduler" else {}
     x, chain = torch.from_numpy(x_start), []
-    for t, z in zip(scheduler.timesteps.tolist(), torch.from_numpy(noise), strict=True):
+    calls = scheduler.timesteps.tolist()
+    draws = [None] * len(calls) if class_name == "PNDMScheduler" else torch.from_numpy(noise)
+    for t, z in zip(calls, draws, strict=True):
         out = 0.3 * x + 0.01 * float(np.sin(t))
         # Both schedulers draw their noise with this function; the DDPM scheduler takes it in no other way.
         with (
@@ -89,7 +101,7 @@ def main():
     arrays = {}
     for name, (class_name, num_steps, eta, keys) in CASES.items():
         x_start = rng.standard_normal(SHAPE, np.float32)
-        noise = rng.standard_normal((num_steps, *SHAPE), np.float32)
+        noise = rng.standard_normal((0 if class_name == "PNDMScheduler" else num_steps, *SHAPE), np.float32)
         config = {"_class_name": class_name, **keys}
         arrays[f"{name}/config"] = np.array(json.dumps({"steps": num_steps, "eta": eta, "scheduler": config}))
         arrays[f"{name}/x_start"] = x_start

@@ -1,10 +1,13 @@
-"""Writes ``tests/golden/unet2d_<case>.npz``: inputs and outputs of diffusers' ``UNet2DModel`` in float32.
+"""Writes ``tests/golden/unet2d_<case>.npz``: inputs and outputs of diffusers' UNets in float32.
 
-    python scripts/make_golden_unet.py          (needs torch and diffusers)
+    python scripts/make_golden_unet.py [case ...]          (needs torch and diffusers; default: all cases)
+
+:data:`CASES` are of ``UNet2DModel``, :data:`CONDITION_CASES` of ``UNet2DConditionModel``.
 
 The weights are not stored but drawn by :func:`weights` from the legacy generator of numpy, whose stream never changes.
-Each file holds the config (JSON), the versions (JSON), x [B,H,W,C], t [B], labels (or an empty array), out [B,H,W,C],
-and the norm of every tensor's gradient of ``mean(out ** 2)`` with the names in ascending order.
+Each file holds the config and the versions (JSON), x [B,H,W,C], t [B], labels (or an empty array), context [B,N,D] (of
+conditional UNets only), out [B,H,W,C], and the norm of every tensor's gradient of ``mean(out ** 2)`` with the names in
+ascending order.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -76,6 +80,36 @@ CASES = {
     ),
 }
 
+CD, CU = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+CONDITION_CASES = {
+    "condition_sd1": dict(
+        sample_size=(8, 12),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=(CD, D),
+        up_block_types=(U, CU),
+    ),
+    "condition_sd2": dict(
+        sample_size=(4, 4),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=10,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        upcast_attention=True,
+        act_fn="gelu",
+        num_class_embeds=5,
+        mid_block_scale_factor=math.sqrt(2),
+        down_block_types=(D, CD),
+        up_block_types=(CU, U),
+    ),
+}
+
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Float32 weights for dotted names with torch shapes: about torch's size, nothing 0 or 1, in order of the names."""
@@ -89,36 +123,47 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.nd
     return tensors
 
 
+def write(name: str, model, config: Mapping, seed: int, versions: Mapping) -> None:
+    """Gives the model of diffusers the weights of ``seed``, runs it forward and backward and writes one file."""
+    import torch
+
+    tensors = weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, seed)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    rng = np.random.RandomState(100 + seed)
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    x = rng.standard_normal((2, height, width, model.config.in_channels)).astype(np.float32)
+    t = np.array([0, 977])
+    labels = np.array([3, 0]) if "num_class_embeds" in config else np.array([], np.int64)
+    inputs = dict(x=x, t=t, labels=labels)
+    arguments = [torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)]
+    if "cross_attention_dim" in config:
+        inputs["context"] = rng.standard_normal((2, 7, config["cross_attention_dim"])).astype(np.float32)
+        arguments.append(torch.from_numpy(inputs["context"]))
+    out = model(*arguments, *([torch.from_numpy(labels)] if labels.size else [])).sample
+    out.square().mean().backward()
+    gradients = {k: float(p.grad.double().norm()) for k, p in model.named_parameters()}
+    np.savez_compressed(
+        GOLDEN / f"unet2d_{name}.npz",
+        config=json.dumps(config),
+        versions=json.dumps(versions),
+        seed=seed,
+        **inputs,
+        out=out.detach().permute(0, 2, 3, 1).numpy(),
+        gradient_norms=np.array([gradients[k] for k in sorted(gradients)]),
+    )
+
+
 def main() -> None:
-    """Runs diffusers on every case and writes the files."""
+    """Runs diffusers on the cases that were asked for, or on all, and writes the files."""
     import diffusers
     import torch
 
     versions = dict(torch=torch.__version__, diffusers=diffusers.__version__, numpy=np.__version__)
-    for seed, (name, config) in enumerate(CASES.items()):
-        model = diffusers.UNet2DModel(**config)
-        tensors = weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, seed)
-        model.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
-        rng = np.random.RandomState(100 + seed)
-        size = config["sample_size"]
-        x = rng.standard_normal((2, size, size, model.config.in_channels)).astype(np.float32)
-        t = np.array([0, 977])
-        labels = np.array([3, 0]) if "num_class_embeds" in config else np.array([], np.int64)
-        arguments = [torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)]
-        out = model(*arguments, *([torch.from_numpy(labels)] if labels.size else [])).sample
-        out.square().mean().backward()
-        gradients = {k: float(p.grad.double().norm()) for k, p in model.named_parameters()}
-        np.savez_compressed(
-            GOLDEN / f"unet2d_{name}.npz",
-            config=json.dumps(config),
-            versions=json.dumps(versions),
-            seed=seed,
-            x=x,
-            t=t,
-            labels=labels,
-            out=out.detach().permute(0, 2, 3, 1).numpy(),
-            gradient_norms=np.array([gradients[k] for k in sorted(gradients)]),
-        )
+    for cases, model in ((CASES, diffusers.UNet2DModel), (CONDITION_CASES, diffusers.UNet2DConditionModel)):
+        for seed, (name, config) in enumerate(cases.items()):
+            if name in sys.argv[1:] or not sys.argv[1:]:
+                write(name, model(**config), config, seed, versions)
 
 
 if __name__ == "__main__":

@@ -155,11 +155,37 @@ def _branch(params, z_t, t, target, weight=None, m=None, time_weight=None):
     return value, net_gradient(params, z_t, t, slope / len(z_t))
 
 
-def objective(name, params, x0, a0, t, eps, u, alphas_cumprod, *, lam=0.5, noise=None, m=None, time_weight=None):
-    """Terms and gradients of a method; ``m`` and ``time_weight`` select in the forget term."""
+def objective(
+    name,
+    params,
+    x0,
+    a0,
+    t,
+    eps,
+    u,
+    alphas_cumprod,
+    *,
+    lam=0.5,
+    noise=None,
+    m=None,
+    time_weight=None,
+    neighbours=None,
+    surrogate=None,
+    ref=None,
+    **options,
+):
+    """Terms and gradients of a method; ``m`` and ``time_weight`` select in the forget term.
+
+    ``ref`` are the reference parameters, or the pair (center, precision) of an anchor.
+    """
     alpha, sigma = alpha_sigma(alphas_cumprod, t)
     x_t, a_t = noised(x0, eps, alpha, sigma), noised(a0, eps, alpha, sigma)
     select = {"m": m, "time_weight": time_weight}
+    if name in ("npo", "simnpo", "dpo", "kto"):
+        return preference(name, params, ref, x0, a0, t, eps, alphas_cumprod, **select, **options)
+    if name in ("mirrored", "clamped"):
+        options["cap"] = np.broadcast_to(options["cap"], alphas_cumprod.shape)[t]
+        return bounded(params, x0, a0, t, eps, alphas_cumprod, **select, **options)
     if name in ("siss", "bernoulli"):
         from_forget = u < lam
         m_t = np.where(col(from_forget), a_t, x_t)
@@ -173,13 +199,119 @@ def objective(name, params, x0, a0, t, eps, u, alphas_cumprod, *, lam=0.5, noise
         }
     else:
         out = {}
-        if name in ("naive", "siss_no_is", "erasediff"):
+        if name in ("naive", "siss_no_is", "erasediff", "retrack", "surrogate", "fisher_anchor"):
             out["keep"] = _branch(params, x_t, t, eps)
-        if name in ("neggrad", "siss_no_is"):
+        if name in ("neggrad", "siss_no_is", "vdu_style", "fisher_anchor"):
             out["forget"] = _branch(params, a_t, t, eps, **select)
         if name == "erasediff":
             out["forget"] = _branch(params, a_t, t, noise, **select)
+        if name in ("retrack", "surrogate"):
+            near = neighbours if name == "retrack" else surrogate[:, None]
+            target = redirection(a0, near, eps, alpha, sigma)[2].astype(np.float64)
+            out["forget"] = _branch(params, a_t, t, target, **select)
+        if name in ("vdu_style", "fisher_anchor"):
+            value, gradient = anchor(params, *ref)
+            out["anchor"] = np.full(len(t), value), gradient
     return {k: v for k, (v, _) in out.items()}, {k: g for k, (_, g) in out.items()}
+
+
+# Redirection.
+
+
+def redirection(a0, neighbours, eps, alpha, sigma):
+    """``(w [B,K], v [B,K,H,W,C], target [B,H,W,C], spread [B])`` from the K noises that lead to the noised forget image.
+
+    The weights by their definition: Gaussian densities of a_t around the neighbours, in extended precision.
+    """
+    a0, neighbours, eps, alpha, sigma = (np.asarray(z, np.longdouble) for z in (a0, neighbours, eps, alpha, sigma))
+    a_t = noised(a0, eps, alpha, sigma)
+    v = np.stack([(a_t - col(alpha) * y) / col(sigma) for y in np.moveaxis(neighbours, 1, 0)], axis=1)
+    log_density = -(v**2).sum(axis=(2, 3, 4)) / 2
+    w = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    w /= w.sum(axis=1, keepdims=True)
+    target = np.einsum("bk,bkhwc->bhwc", w, v)
+    spread = np.einsum("bk,bk->b", w, ((v - target[:, None]) ** 2).sum(axis=(2, 3, 4)))
+    return w, v, target, spread
+
+
+# Preference losses of the error m: value and slope. `sigmoid` and `softplus` by exponentials of the safe sign.
+
+
+def sigmoid(z):
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1, small) / (1 + small)
+
+
+def softplus(z):
+    """log(1 + e^z) = -log sigmoid(-z)."""
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def npo(d, beta):
+    return 2 / beta * softplus(-beta * d), -2 * sigmoid(-beta * d)
+
+
+def dpo(d_keep, d_forget, beta):
+    """Value, slope in m_keep; the slope in m_forget is its negative."""
+    z = beta / 2 * (d_keep - d_forget)
+    return softplus(z), beta / 2 * sigmoid(z)
+
+
+def kto(d, y, beta):
+    z = y * beta * -d
+    return 1 - sigmoid(z), y * beta * sigmoid(z) * sigmoid(-z)
+
+
+def _error_and_gradient(params, z_t, t, target, m, time_weight, size):
+    """m [B] per value, and a function from weights [B] to the gradient of mean(weights * m)."""
+    residual = net(params, z_t, t) - target
+    value, slope = squares(residual, m, time_weight)
+    gradient = lambda w: net_gradient(params, z_t, t, col(w) * slope / size / len(z_t))  # noqa: E731
+    return value / size, gradient
+
+
+def preference(name, params, ref, x0, a0, t, eps, alphas_cumprod, *, m, time_weight, beta=1.0, level=1.0, delta=0.0):
+    """Terms and gradients of npo, simnpo, dpo and kto with errors averaged over pixels; npo's beta is divided by level."""
+    alpha, sigma = alpha_sigma(alphas_cumprod, t)
+    x_t, a_t = noised(x0, eps, alpha, sigma), noised(a0, eps, alpha, sigma)
+    size = x0[0].size
+    none = {"m": None, "time_weight": None, "size": size}
+    selected = {"m": m, "time_weight": time_weight, "size": size}
+    keep, keep_gradient = _error_and_gradient(params, x_t, t, eps, **none)
+    forget, forget_gradient = _error_and_gradient(params, a_t, t, eps, **selected)
+    if name in ("npo", "simnpo"):
+        before = delta if name == "simnpo" else _error_and_gradient(ref, a_t, t, eps, **selected)[0]
+        value, slope = npo(forget - before, beta / level)
+        out = {"keep": (keep, keep_gradient(np.ones(len(t)))), "forget": (value, forget_gradient(slope))}
+    elif name == "dpo":
+        win, win_gradient = _error_and_gradient(params, x_t, t, eps, **selected)
+        before = [_error_and_gradient(ref, z, t, eps, **selected)[0] for z in (x_t, a_t)]
+        value, slope = dpo(win - before[0], forget - before[1], beta)
+        up, down = win_gradient(slope), forget_gradient(-slope)
+        out = {"forget": (value, add(up, 1.0, down))}
+    else:
+        d = keep - _error_and_gradient(ref, x_t, t, eps, **none)[0]
+        kept, kept_slope = kto(d, +1, beta)
+        d = forget - _error_and_gradient(ref, a_t, t, eps, **selected)[0]
+        value, slope = kto(d, -1, beta)
+        out = {"keep": (kept, keep_gradient(kept_slope)), "forget": (value, forget_gradient(slope))}
+    return {k: v for k, (v, _) in out.items()}, {k: g for k, (_, g) in out.items()}
+
+
+def bounded(params, x0, a0, t, eps, alphas_cumprod, *, cap, m, time_weight):
+    """Terms and gradients of bounded ascent; ``cap`` [B] beside the error averaged over pixels, inf for none."""
+    alpha, sigma = alpha_sigma(alphas_cumprod, t)
+    size = x0[0].size
+    keep = _error_and_gradient(params, noised(x0, eps, alpha, sigma), t, eps, None, None, size)
+    forget = _error_and_gradient(params, noised(a0, eps, alpha, sigma), t, eps, m, time_weight, size)
+    below = forget[0] < cap
+    terms = {"keep": keep[0], "forget": np.where(below, forget[0], cap)}
+    return terms, {"keep": keep[1](np.ones(len(t))), "forget": forget[1](below.astype(float))}
+
+
+def anchor(params, center, precision):
+    value = sum(0.5 * (precision[k] * (params[k] - center[k]) ** 2).sum() for k in params)
+    return value, {k: precision[k] * (params[k] - center[k]) for k in params}
 
 
 # Combiners on dicts of arrays.
@@ -207,6 +339,22 @@ def relative_norm(keep, forget, rho, sign=-1):
 
 def erasediff(keep, forget, eta):
     return add(keep, max(eta - dot(keep, forget) / dot(forget, forget), 0.0), forget)
+
+
+def pcgrad(keep, forget, w_keep, w_forget, sign=-1, two_sided=True):
+    """Each vector minus its projection on the other, where they conflict (plain vectors, one after the other)."""
+    names = sorted(keep)
+    g = np.concatenate([np.ravel(keep[k]) for k in names]).astype(np.float64)
+    h = sign * np.concatenate([np.ravel(forget[k]) for k in names]).astype(np.float64)
+    new_g, new_h = g, h
+    if g @ h < 0:
+        new_h = h - (h @ g) / (g @ g) * g
+        if two_sided:
+            new_g = g - (g @ h) / (h @ h) * h
+    flat, out = w_keep * new_g + w_forget * new_h, {}
+    for k in names:
+        out[k], flat = flat[: keep[k].size].reshape(keep[k].shape), flat[keep[k].size :]
+    return out
 
 
 # The optimiser: clipping by the global norm, AdamW (Loshchilov and Hutter).

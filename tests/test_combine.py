@@ -11,7 +11,16 @@ import optax
 import pytest
 
 from jaxunlearn import filtered, low_pass, mean_squares, sum_squares
-from jaxunlearn.combine import COMBINERS, erasediff, fixed_norm, relative_norm, tree_dot, tree_norm, weighted_sum
+from jaxunlearn.combine import (
+    COMBINERS,
+    erasediff,
+    fixed_norm,
+    pcgrad,
+    relative_norm,
+    tree_dot,
+    tree_norm,
+    weighted_sum,
+)
 from jaxunlearn.methods import make_combine, make_objective
 from jaxunlearn.step import term_grads
 from tests import oracle
@@ -27,6 +36,9 @@ MADE = {
     "relative_norm": relative_norm(0.1),
     "relative_norm up": relative_norm(0.3, forget_sign=1),
     "erasediff": erasediff(1e-3),
+    "pcgrad": pcgrad(forget=0.7),
+    "pcgrad down": pcgrad(forget=0.7, forget_sign=1),
+    "pcgrad one-sided": pcgrad(forget=0.7, two_sided=False),
 }
 FORMULA = {
     "weighted_sum": lambda k, f: oracle.add(k, -0.5, f),
@@ -35,6 +47,9 @@ FORMULA = {
     "relative_norm": lambda k, f: oracle.relative_norm(k, f, 0.1),
     "relative_norm up": lambda k, f: oracle.relative_norm(k, f, 0.3, 1),
     "erasediff": lambda k, f: oracle.erasediff(k, f, 1e-3),
+    "pcgrad": lambda k, f: oracle.pcgrad(k, f, 1.0, 0.7),
+    "pcgrad down": lambda k, f: oracle.pcgrad(k, f, 1.0, 0.7, 1),
+    "pcgrad one-sided": lambda k, f: oracle.pcgrad(k, f, 1.0, 0.7, two_sided=False),
 }
 
 
@@ -160,11 +175,69 @@ def test_keep_loss_falls_to_first_order_under_relative_norm():
         assert oracle.dot(keep, got) >= 0.5 * oracle.dot(keep, keep) * (1 - 1e-5)
 
 
+def surgery(keep, forget, **options):
+    """``(direction, h', k', h)`` as vectors; with one weight zero the direction is the other projected gradient."""
+    flat = lambda tree: np.concatenate([np.ravel(tree[k]) for k in sorted(tree)]).astype(np.float64)  # noqa: E731
+    parts = [flat(direction(pcgrad(**w, **options), keep, forget)[0]) for w in ({}, {"keep": 0.0}, {"forget": 0.0})]
+    return *parts, options.get("forget_sign", -1) * flat(forget)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_pcgrad_ends_the_conflict_and_leaves_peace_alone(sign):
+    conflicts = 0
+    for seed in range(20):
+        keep, forget = random_grads(seed, 10.0 ** (seed % 5 - 2))
+        both, h_new, k_new, h = surgery(keep, forget, forget_sign=sign)
+        g = np.concatenate([np.ravel(keep[k]) for k in sorted(keep)])
+        slack = 1e-12 * np.linalg.norm(g) * np.linalg.norm(h)
+        assert h_new @ g >= -slack
+        assert k_new @ h >= -slack
+        assert both @ g >= -slack
+        np.testing.assert_allclose(both, h_new + k_new, rtol=1e-12, atol=1e-12)
+        _, _, metrics = direction(pcgrad(forget_sign=sign), keep, forget)
+        assert bool(metrics["conflict"]) == (h @ g < 0)
+        conflicts += h @ g < 0
+        if h @ g >= 0:
+            np.testing.assert_allclose(both, g + h, rtol=1e-12)
+        else:
+            np.testing.assert_allclose([h_new @ g, k_new @ h], 0, atol=slack)
+        one, _, k_one, _ = surgery(keep, forget, forget_sign=sign, two_sided=False)
+        np.testing.assert_allclose(k_one, g, rtol=1e-12)
+        np.testing.assert_allclose(one, g + h_new, rtol=1e-12, atol=1e-12)
+    assert 3 < conflicts < 17
+
+
+@pytest.mark.usefixtures("x64")
+def test_pcgrad_of_opposed_gradients_is_zero_and_its_metrics_show_it():
+    keep, _ = random_grads(8)
+    same = {k: 3.0 * v for k, v in keep.items()}  # ascended, so exactly against keep
+    got, _, metrics = direction(pcgrad(), keep, same)
+    assert oracle.norm(got) < 1e-12 * oracle.norm(keep)
+    np.testing.assert_allclose(metrics["grad_cosine"], 1, rtol=1e-12)
+    assert metrics["conflict"] == 1
+    # One-sided, keep is never weakened.
+    tm.close(direction(pcgrad(two_sided=False), keep, same)[0], keep, 1e-12)
+
+
+def test_a_scheduled_forget_weight_needs_a_sign_and_keeps_it():
+    keep, forget = random_grads(7, dtype=np.float32)
+    grads = {"keep": keep, "forget": forget}
+    rising = lambda step: 0.1 * (step - 2)  # noqa: E731
+    combine = weighted_sum(keep=1.0, forget=rising, forget_sign=1)
+    assert combine.forget_sign == 1
+    tm.close(combine.apply(grads, (), jnp.int32(5))[0], oracle.add(keep, 0.3, forget), 1e-6)
+    tm.close(combine.apply(grads, (), jnp.int32(0))[0], keep, 0)  # the other sign counts as zero
+    falling = make_combine("siss_no_is", "weighted_sum", keep=1.0, forget=lambda step: -0.1 * step)
+    assert falling.forget_sign == -1
+    tm.close(falling.apply(grads, (), jnp.int32(3))[0], oracle.add(keep, -0.3, forget), 1e-6)
+
+
 def test_coefficients_may_depend_on_the_step():
     keep, forget = random_grads(6, dtype=np.float32)
     grads = {"keep": keep, "forget": forget}
     rising = lambda step: 0.1 * step  # noqa: E731
-    for make in (fixed_norm, relative_norm, erasediff):
+    for make in (fixed_norm, relative_norm, erasediff, lambda value: pcgrad(forget=value)):
         scheduled = jax.jit(make(rising).apply)(grads, (), jnp.int32(3))[0]
         tm.close(scheduled, make(0.3).apply(grads, (), 0)[0], 1e-6)
     scheduled = weighted_sum(keep=rising, forget=-1.0).apply(grads, (), jnp.int32(3))[0]
@@ -224,6 +297,11 @@ def test_sums_are_means_times_the_number_of_values_and_fixed_norm_does_not_see_t
         (lambda: weighted_sum(), "at least one"),
         (lambda: weighted_sum(keep=float("nan")), "finite"),
         (lambda: weighted_sum(keep=1.0, forget=lambda step: 1.0), "must be a number"),
+        (lambda: weighted_sum(keep=1.0, forget=1.0, forget_sign=-1), "has not the sign"),
+        (lambda: weighted_sum(keep=1.0, forget=1.0, forget_sign=2), "forget_sign must be"),
+        (lambda: pcgrad(keep=-1.0), "finite keep >= 0"),
+        (lambda: pcgrad(forget=float("inf")), "finite forget >= 0"),
+        (lambda: pcgrad(forget_sign=0), "forget_sign must be"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -242,6 +320,8 @@ def test_make_combine():
     assert make_combine("siss").forget_sign == -1
     assert make_combine("erasediff", "fixed_norm", c=2.0).forget_sign == 1
     assert make_combine("siss", "weighted_sum", keep=1.0, forget=-0.2).forget_sign == -1
+    assert make_combine("siss", "pcgrad").forget_sign == -1
+    assert make_combine("surrogate").forget_sign == make_combine("kto", "pcgrad", keep=5.0).forget_sign == 1
     for arguments, message in [
         (("siss", "fixed_norm"), "c"),
         (("siss", "relative_norms"), "did you mean 'relative_norm'"),
@@ -257,3 +337,4 @@ def test_signatures_name_their_options():
     """The launcher passes options by name."""
     assert set(inspect.signature(fixed_norm).parameters) == {"c", "forget_sign", "max_scale"}
     assert set(inspect.signature(relative_norm).parameters) == {"rho", "forget_sign", "max_scale"}
+    assert set(inspect.signature(pcgrad).parameters) == {"keep", "forget", "forget_sign", "two_sided"}

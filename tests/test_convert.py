@@ -1,44 +1,19 @@
-"""Names and layouts of parameters between diffusers and the parameter tree."""
+"""Names and layouts of parameters between torch (diffusers, transformers) and the parameter tree."""
+
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
 from jaxunlearn.models import convert
+from jaxunlearn.models.autoencoder_kl_config import AutoencoderKLConfig
+from jaxunlearn.models.clip_text_config import CLIPTextConfig
 from jaxunlearn.models.parameters import abstract_params
-from jaxunlearn.models.unet2d import UNet2DConfig
+from jaxunlearn.models.unet2d_condition_config import UNet2DConditionConfig
+from jaxunlearn.models.unet2d_config import UNet2DConfig
 
 D, A, U, AU = "DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"
-MODELS = {
-    "celebahq": (
-        dict(
-            block_out_channels=(128, 128, 256, 256, 512, 512),
-            down_block_types=(D, D, D, D, A, D),
-            up_block_types=(U, AU, U, U, U, U),
-            attention_head_dim=None,
-        ),
-        (450, 296, 58, 96, 113_673_219),
-    ),
-    "cifar10": (
-        dict(
-            block_out_channels=(128, 256, 256, 256),
-            down_block_types=(D, A, D, D),
-            up_block_types=(U, U, AU, U),
-            attention_head_dim=None,
-        ),
-        (328, 215, 48, 65, 35_746_307),
-    ),
-    "mnist": (
-        dict(
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(64, 128, 256),
-            down_block_types=(D, A, D),
-            up_block_types=(U, AU, U),
-        ),
-        (270, 176, 43, 51, 14_735_745),
-    ),
-}
 SMALL = UNet2DConfig(
     block_out_channels=(4, 8),
     norm_num_groups=2,
@@ -48,41 +23,48 @@ SMALL = UNet2DConfig(
     up_block_types=(AU, U),
     num_class_embeds=3,
 )
+OTHERS = {
+    "conditional": UNet2DConditionConfig(
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=3,
+        down_block_types=("CrossAttnDownBlock2D", D),
+        up_block_types=(U, "CrossAttnUpBlock2D"),
+    ),
+    "vae": AutoencoderKLConfig(
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ),
+    "clip": CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=7,
+        bos_token_id=18,
+        eos_token_id=19,
+    ),
+}
+
+
+def drawn(config):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), abstract_params(config))
+
+
+def assert_equal_trees(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), abstract_params(SMALL))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_counts_and_bijection(name):
-    values, counts = MODELS[name]
-    tree = abstract_params(UNet2DConfig(**values))
-    leaves = jax.tree.leaves(tree)
-    table = convert.name_table(tree)
-    by_rank = [sum(len(leaf.shape) == rank for leaf in leaves) for rank in (1, 2, 4)]
-    assert (len(leaves), *by_rank, sum(leaf.size for leaf in leaves)) == counts
-    assert len(table) == len(set(table.values())) == counts[0]
-    assert {convert.diffusers_name(path): path for path in table.values()} == table
-    assert "time_embedding.linear_1.weight" in table
-    assert not any("_0." in key or "_2." in key.replace("linear_2.", "") for key in table)
-
-
-def test_shapes_of_the_celebahq_up_blocks():
-    tree = abstract_params(UNet2DConfig(**MODELS["celebahq"][0]))
-    assert tree["conv_in"]["kernel"].shape == (3, 3, 3, 128)
-    assert tree["time_embedding"]["linear_1"]["kernel"].shape == (128, 512)
-    widths = [tuple(tree[f"up_blocks_{i}"][f"resnets_{j}"]["norm1"]["scale"].size for j in range(3)) for i in range(6)]
-    assert widths == [
-        (1024, 1024, 1024),
-        (1024, 1024, 768),
-        (768, 512, 512),
-        (512, 512, 384),
-        (384, 256, 256),
-        (256, 256, 256),
-    ]
+    return drawn(SMALL)
 
 
 def test_layouts(params):
@@ -169,3 +151,110 @@ def test_trees_without_names_in_diffusers():
         convert.to_diffusers({"a": {"gamma": np.zeros(2)}})
     with pytest.raises(ValueError, match=r"are both 'a.weight'"):
         convert.name_table({"a": {"kernel": np.zeros((2, 2)), "scale": np.zeros(2)}})
+
+
+SHAPES = {
+    "conditional": {
+        "down_blocks.0.attentions.0.proj_in.weight": (4, 4, 1, 1),
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (4, 3),
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0.bias": (4,),
+        "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight": (32, 4),
+        "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2.weight": (4, 16),
+        "mid_block.attentions.0.transformer_blocks.0.norm3.weight": (8,),
+        "up_blocks.1.attentions.1.norm.bias": (4,),
+    },
+    "vae": {
+        "encoder.down_blocks.0.downsamplers.0.conv.weight": (4, 4, 3, 3),
+        "encoder.mid_block.attentions.0.group_norm.weight": (8,),
+        "decoder.mid_block.attentions.0.to_out.0.weight": (8, 8),
+        "decoder.up_blocks.1.resnets.0.conv_shortcut.weight": (4, 8, 1, 1),
+        "quant_conv.weight": (8, 8, 1, 1),
+        "post_quant_conv.bias": (4,),
+    },
+    "clip": {
+        "embeddings.token_embedding.weight": (20, 8),
+        "embeddings.position_embedding.weight": (7, 8),
+        "encoder.layers.1.self_attn.q_proj.weight": (8, 8),
+        "encoder.layers.0.mlp.fc1.weight": (16, 8),
+        "encoder.layers.0.layer_norm2.bias": (8,),
+        "final_layer_norm.weight": (8,),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_names_and_round_trip_of_the_other_architectures(name):
+    params = drawn(OTHERS[name])
+    tensors = convert.to_diffusers(params)
+    assert {key: tensors[key].shape for key in SHAPES[name]} == SHAPES[name]
+    assert all(v.flags.c_contiguous for v in tensors.values())
+    table = convert.name_table(params)
+    assert {convert.diffusers_name(path): path for path in table.values()} == table
+    assert_equal_trees(convert.to_flax(tensors, abstract_params(OTHERS[name])), params)
+
+
+def test_embeddings_of_tokens_are_not_transposed():
+    params = drawn(OTHERS["clip"])
+    tensors = convert.to_diffusers(params)
+    expected = params["embeddings"]["token_embedding"]["embedding"]
+    np.testing.assert_array_equal(tensors["embeddings.token_embedding.weight"], expected)
+
+
+@pytest.mark.parametrize("four_dimensional", [False, True])
+def test_old_attention_names_of_an_autoencoder(four_dimensional):
+    params = drawn(OTHERS["vae"])
+    tensors = convert.to_diffusers(params)
+    renamed = old_names(tensors, four_dimensional)
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in renamed
+    assert_equal_trees(convert.to_flax(renamed, abstract_params(OTHERS["vae"])), params)
+
+
+def test_transformers_have_no_old_names_and_nothing_in_them_is_squeezed():
+    config = OTHERS["conditional"]
+    tensors = convert.to_diffusers(drawn(config))
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    renamed = {key.replace("attn1.to_q", "attn1.query") if key == name else key: v for key, v in tensors.items()}
+    with pytest.raises(ValueError, match=r"2 problems.*\n.*missing: .*attn1.to_q.*\nunexpected: .*attn1.query.weight"):
+        convert.to_flax(renamed, abstract_params(config))
+    with pytest.raises(ValueError, match=r"wrong shape: .*attn1.to_q.weight is \(8, 8, 1, 1\), the model has \(8, 8\)"):
+        convert.to_flax({**tensors, name: tensors[name][:, :, None, None]}, abstract_params(config))
+    # diffusers, too, refuses projections of the other kind.
+    linear = UNet2DConditionConfig.from_dict({**config.to_dict(), "use_linear_projection": True})
+    with pytest.raises(ValueError, match=r"proj_in.weight is \(4, 4, 1, 1\), the model has \(4, 4\)"):
+        convert.to_flax(tensors, abstract_params(linear))
+
+
+def test_both_forms_of_the_names_of_a_text_model():
+    """transformers before 5 wrote a prefix and, before 4.31, position ids, which are no parameters."""
+    config = OTHERS["clip"]
+    params = drawn(config)
+    plain = convert.to_diffusers(params)
+    old = convert.to_diffusers(params, prefix="text_model.")
+    assert set(old) == {"text_model." + name for name in plain}
+    assert convert.prefix_of(plain) == convert.prefix_of([]) == ""
+    assert convert.prefix_of(old) == "text_model."
+    ids = np.arange(7)[None]
+    assert_equal_trees(
+        convert.to_flax({**old, "text_model.embeddings.position_ids": ids}, abstract_params(config)), params
+    )
+    assert_equal_trees(convert.to_flax({**plain, "embeddings.position_ids": ids}, abstract_params(config)), params)
+    twice = {**plain, "text_model.final_layer_norm.bias": np.zeros(8)}
+    with pytest.raises(ValueError, match=r"given twice: text_model.final_layer_norm.bias and final_layer_norm.bias"):
+        convert.to_flax(twice, abstract_params(config))
+    with pytest.raises(ValueError, match=r"unexpected: text_model.logit_scale \(\)"):
+        convert.to_flax({**old, "text_model.logit_scale": np.zeros(())}, abstract_params(config))
+
+
+@pytest.mark.parametrize("direction", ["to_flax", "to_diffusers"])
+def test_one_tensor_at_a_time_is_held_beside_source_and_result(direction):
+    tree = {f"linear_{i}": {"kernel": np.ones((256, 512), np.float32)} for i in range(16)}
+    tensors = convert.to_diffusers(tree)
+    tracemalloc.start()
+    try:
+        result = convert.to_flax(tensors, tree) if direction == "to_flax" else convert.to_diffusers(tree)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = 16 * 256 * 512 * 4
+    assert len(result) == 16
+    assert peak < 1.2 * size

@@ -87,6 +87,7 @@ def test_image_set_checks_its_parts():
         ({"names": ("a",)}, "1 names for 2 images"),
         ({"names": ("a", "a")}, "the name 'a' appears twice"),
         ({"labels": np.zeros(3, np.int32)}, "3 labels for 2 images"),
+        ({"captions": ("a",)}, "1 captions for 2 images"),
     ]:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(good, **change)

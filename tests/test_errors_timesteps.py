@@ -10,7 +10,20 @@ import pytest
 from jaxunlearn import Batch, Example, filtered, low_pass, mean_squares, sum_squares, weighted, window
 from jaxunlearn.frequency import high_pass
 from jaxunlearn.schedule import linear, scaled_linear
-from jaxunlearn.timesteps import DRAWS, antithetic, importance, min_snr, uniform, window_from_log_snr
+from jaxunlearn.timesteps import (
+    DRAWS,
+    WINDOW_UNITS,
+    antithetic,
+    importance,
+    log_snr_bump,
+    min_snr,
+    resolve_window,
+    smooth_window,
+    table_weight,
+    uniform,
+    weighted_probabilities,
+    window_from_log_snr,
+)
 from tests import tiny_model as tm
 from tests.tiny_model import quick_compilation  # noqa: F401
 
@@ -111,6 +124,106 @@ def test_windows_move_between_schedules_by_noise_level():
         window_from_log_snr(linear(), high=20.0, low=15.0)
 
 
+def test_the_units_of_a_window():
+    assert resolve_window(linear(), (250, 750)) == (250, 750)
+    assert resolve_window(linear(), (0.25, 0.75), "fraction") == (250, 750)
+    assert resolve_window(linear(200), (0.25, 1.0), "fraction") == (50, 200)
+    log_snr = linear().log_snr(np.array([250, 750]))
+    assert resolve_window(linear(), tuple(map(float, log_snr)), "log_snr") == (250, 750)
+    assert set(WINDOW_UNITS) == {"t", "fraction", "log_snr"}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "unit", "message"),
+    [
+        ((0.25, 0.75), "t", "whole steps, got"),
+        ((250, 1001), "t", "t2 <= 1000"),
+        ((250, 250), "t", "t1 < t2"),
+        ((0.75, 0.25), "fraction", "start < stop"),
+        ((0.0, 1.5), "fraction", "stop <= 1"),
+        ((0.5001, 0.5002), "fraction", "no timestep of 1000"),
+        ((-1.0, 1.0), "log_snr", "low <= high"),
+        ((0.0, 1.0), "fractions", "unknown unit of a window 'fractions'; did you mean 'fraction'"),
+    ],
+)
+def test_bad_windows_in_any_unit_are_refused(bounds, unit, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_window(linear(), bounds, unit)
+
+
+def test_smooth_windows():
+    t = np.arange(1000)
+    hard, soft = window(250, 750, 1000), smooth_window(250, 750, 100, 1000)
+    np.testing.assert_allclose(smooth_window(250, 750, 0, 1000)(t), hard(t))
+    w = np.asarray(soft(t), np.float64)
+    np.testing.assert_allclose(w.mean(), 1, rtol=1e-6)
+    scale = w.max()
+    assert np.all(w[:200] == 0)
+    assert np.all(w[800:] == 0)
+    np.testing.assert_allclose(w[300:700], scale, rtol=1e-5)
+    np.testing.assert_allclose(w[[249, 250]].mean(), scale / 2, rtol=1e-4)  # the ends are the middles of the flanks
+    assert np.all(np.diff(w[200:300]) > 0)
+    np.testing.assert_allclose(w, w[::-1], atol=1e-6)
+    # At the border of the table the flank is cut off.
+    assert smooth_window(0, 500, 100, 1000, normalise=False)(0) > 0.49
+    with pytest.raises(ValueError, match="edge <= t2 - t1 = 10, got 11"):
+        smooth_window(0, 10, 11, 1000)
+
+
+def test_bumps_in_log_snr():
+    t = np.arange(1000)
+    for schedule in (linear(), scaled_linear()):
+        w = np.asarray(log_snr_bump(schedule, -2.0, 1.0, normalise=False)(t), np.float64)
+        log_snr = np.asarray(schedule.log_snr(t), np.float64)
+        np.testing.assert_allclose(w, np.exp(-((log_snr + 2) ** 2) / 2), rtol=1e-4)
+        np.testing.assert_allclose(log_snr_bump(schedule, -2.0, 1.0)(t).mean(), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="width > 0"):
+        log_snr_bump(linear(), 0.0, 0.0)
+    with pytest.raises(ValueError, match="far outside"):
+        log_snr_bump(linear(), 1e6, 1.0)
+
+
+@pytest.mark.parametrize("bad", [[], [0.0, 0.0], [1.0, -1.0], [1.0, np.nan], [[1.0]]])
+def test_bad_tables_of_weights_are_refused(bad):
+    with pytest.raises(ValueError, match="table of weights"):
+        table_weight(bad)
+
+
+@pytest.mark.parametrize("weight", [window(250, 750, 1000), smooth_window(300, 900, 200, 1000)], ids=["hard", "smooth"])
+def test_drawing_by_a_weight_keeps_both_means(weight):
+    """E[t_weight f] = mean of f over all t and E[t_weight w f] = mean of w f: exact in the probabilities."""
+    p = weighted_probabilities(weight, 1000, 0.25)
+    t = np.arange(1000)
+    w, f = np.asarray(weight(t), np.float64), np.sin(t / 37.0) + t / 500
+    t_weight = 1 / (1000 * p)
+    np.testing.assert_allclose(p.sum(), 1)
+    np.testing.assert_allclose((p * t_weight * f).sum(), f.mean())
+    np.testing.assert_allclose((p * t_weight * w * f).sum(), (w * f).mean())
+    assert t_weight.max() <= 4 + 1e-9
+    # And in the draws: the forget term has less variance than under a uniform t.
+    drawn, drawn_weight = many_t(importance(p))
+    np.testing.assert_allclose(drawn_weight, t_weight[drawn], rtol=1e-5)
+    rows = drawn_weight * w[drawn] * f[drawn]
+    batch_means = rows.mean(axis=1)
+    assert abs(batch_means.mean() - (w * f).mean()) < 5 * batch_means.std() / np.sqrt(len(batch_means))
+    plain, _ = many_t(uniform(1000))
+    assert rows.var() < 0.7 * (w[plain] * f[plain]).var()
+
+
+@pytest.mark.parametrize(
+    ("weight", "share", "message"),
+    [
+        (window(0, 5), 0.0, "uniform_share must lie in"),
+        (window(0, 5), 1.5, "uniform_share must lie in"),
+        (window(90, 95), 0.5, "positive somewhere"),
+        (lambda t: jnp.full(t.shape, jnp.nan), 0.5, "finite"),
+    ],
+)
+def test_bad_weights_give_no_probabilities(weight, share, message):
+    with pytest.raises(ValueError, match=message):
+        weighted_probabilities(weight, 10, share)
+
+
 def test_min_snr():
     t = jnp.arange(1000)
     snr = np.exp(np.float64(linear().log_snr(t)))
@@ -183,6 +296,24 @@ def test_importance_draws_reweight_exactly():
     assert abs(estimate.mean() - 3.75) < 5 * estimate.std() / np.sqrt(len(estimate))
     full = tm.evaluate(lambda key: importance(np.ones(1000))(key, BATCH).t_weight, KEY)
     np.testing.assert_allclose(full, 1, rtol=1e-6)
+
+
+def test_antithetic_importance_draws():
+    p = np.array([0.0, 1.0, 4.0, 0.0, 3.0, 2.0, 0.0])
+    t, weight = many_t(importance(p, antithetic=True))
+    share = np.bincount(t.ravel(), minlength=7) / t.size
+    assert np.all(share[p == 0] == 0)
+    assert np.all(np.abs(share - p / 10) < 5 * np.sqrt(0.5 / t.size))
+    # A monotone function has less variance in the mean of a pair than in two independent draws.
+    f = np.arange(7.0)
+    pairs = (weight * f[t]).reshape(-1, 2).mean(axis=1)
+    alone = weight * f[t]
+    assert abs(pairs.mean() - 3.0) < 5 * pairs.std() / np.sqrt(pairs.size)
+    assert pairs.var() < 0.35 * alone.var()
+    odd = tm.evaluate(
+        lambda key: importance(p, antithetic=True)(key, Batch(Example(np.zeros((5, 1, 1, 1), np.float32)))), KEY
+    )
+    assert odd.t.shape == odd.t_weight.shape == (5,)
 
 
 @pytest.mark.parametrize("bad", [[], [-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0], [[1.0]]])

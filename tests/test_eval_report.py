@@ -65,12 +65,12 @@ def write_model(path, seed):
 
 
 def break_model(path):
-    """Puts a NaN into the weights; saving a model would refuse it."""
+    """Weights so large that every sample is NaN; a NaN in the file itself would be refused when it is opened."""
     from safetensors.numpy import load_file, save_file
 
     file = next(path.rglob("*.safetensors"))
     tensors = load_file(file)
-    tensors[min(tensors)] = np.full_like(tensors[min(tensors)], np.nan)
+    tensors[min(tensors)] = np.full_like(tensors[min(tensors)], 3e38)
     save_file(tensors, file)
 
 
@@ -219,6 +219,15 @@ def test_card_and_table_are_made_from_the_report(report):
     assert 'base_model: "me/mine"' in licensed
     assert "No licence" not in licensed
     assert "not evaluated" in licensed
+    assert "pipeline_tag: unconditional-image-generation" in licensed
+
+
+def test_the_card_of_a_text_model_keeps_the_prompt_to_itself():
+    card = model_card({"unlearn": {"method": "siss", "prompt": "a picture of s07"}}, None, takes_text=True)
+    assert "pipeline_tag: text-to-image" in card
+    assert 'pipeline("a prompt", num_inference_steps=50)' in card
+    assert "s07" not in card
+    assert '"method": "siss"' in card
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Dividing a data set: the forget set by every criterion, copies, near duplicates, held-out images, and the errors."""
 
+import json
+import pathlib
 import types
 
 import numpy as np
@@ -432,6 +434,13 @@ BAD_SECTIONS = [
     ({"name": "folder"}, "data.path: None; allowed: where the 'folder' data is", "--config.data.path="),
     ({"name": "folder", "path": "/no/such"}, "data.path: '/no/such' does not exist", "fix: check the path"),
     ({"name": "idx", "path": 3}, "data.path: 3; allowed: a path", "fix"),
+    (
+        {"captions": "x.jsonl"},
+        "data.captions: 'x.jsonl' is given, but 'digits' takes only",
+        "fix: set data.captions=None",
+    ),
+    ({"caption": 3}, "data.caption: 3; allowed: a text or None", "fix"),
+    ({"plant": {"caption": ("a",)}}, "data.plant.caption: ('a',); allowed: a text or None", "fix"),
     ({"size": 0}, "data.size: 0; allowed: a whole number, 1 to 4096, or None", "fix"),
     ({"size": 8.0}, "data.size: 8.0; allowed: a whole number", "fix"),
     ({"limit": -5}, "data.limit: -5; allowed: a whole number, 1 or more", "fix"),
@@ -476,6 +485,33 @@ def test_all_problems_at_once_and_none_for_good_sections(tmp_path):
     assert data_problems({"name": "folder", "path": tmp_path}) == []
     with pytest.raises(ValueError, match="seed: -1; allowed: a whole number"):
         open_split({}, seed=-1)
+
+
+def test_captions_of_the_set_of_planted_copies_and_of_unmatched_pictures(tree, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"file_name": "cat/one.png", "text": "the first"}) + "\n")
+    stranger = save(tmp_path / "strangers" / "s.png", random_images(1, seed=99)[0])
+    section = {
+        "name": "folder",
+        "path": str(tree),
+        "captions": str(texts),
+        "plant": {"image": "sample:china", "copies": 2, "caption": "a palace"},
+        "forget": {"folder": str(pathlib.Path(stranger).parent)},
+    }
+    bare = open_split(section, seed=0)
+    assert bare.captions == ("the first", *[""] * 5, "a palace", "a palace", "")
+    filled = open_split({**section, "caption": "a picture"}, seed=0)
+    assert filled.captions == ("the first", *["a picture"] * 5, "a palace", "a palace", "a picture")
+    again = {**section, "plant": {"image": "sample:china", "copies": 2}, "caption": "a picture"}
+    assert open_split(again, seed=0).captions[-3:] == ("a picture",) * 3
+    assert len(bare.unmatched) == 1
+
+
+def test_without_any_text_there_are_no_captions(npz):
+    assert open_split({}, seed=0).captions is None
+    assert open_split({"plant": {"caption": "nothing is planted"}}, seed=0).captions is None
+    section = npz(random_images(4), caption="a square", limit=2)
+    assert open_split(section, seed=0).captions == ("a square", "a square")
 
 
 def test_reserved_names(tmp_path):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import filtered, mean_squares, sum_squares
+from jaxunlearn import dft, filtered, mean_squares, sum_squares
 from jaxunlearn.frequency import (
     CORNER,
+    FILTERS,
     RadialFilter,
     band,
     half_plane_weights,
+    hann,
     high_pass,
     low_pass,
     masked_energy,
@@ -20,6 +24,7 @@ from jaxunlearn.frequency import (
     radius,
 )
 from jaxunlearn.methods import make_objective
+from jaxunlearn.parallel import by_example, make_mesh
 from jaxunlearn.step import term_grads
 from tests import oracle
 from tests import tiny_model as tm
@@ -289,6 +294,8 @@ def test_band_and_passband_over_t():
         (lambda: high_pass(np.array([0.5, 0.0])), "positive"),
         (lambda: low_pass(0.5, "box"), "unknown filter kind 'box'; known: ideal, gaussian, butterworth"),
         (lambda: low_pass(0.5, normalise="energy"), "normalise"),
+        (lambda: low_pass(0.5, unit="pixels"), "unknown unit of a cutoff 'pixels'; known: nyquist, bins"),
+        (lambda: high_pass(0.5, backend="mat"), "unknown filter backend 'mat'; did you mean 'matmul'"),
         (lambda: band(0.5, 0.5), "low < high"),
         (lambda: band(0.5, 0.2), "low < high"),
     ],
@@ -296,6 +303,140 @@ def test_band_and_passband_over_t():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# The transform by matrix products.
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES[2:])
+def test_matrix_products_equal_the_fft(height, width):
+    """Filters, energies and gradients, constant cut-offs (of which only the passing frequencies are computed) and tables."""
+    x = images(height, width)
+    table = np.linspace(1.3, 0.11, 1000)
+    t = np.array([3, 700], np.int32)
+
+    def make(backend):
+        options = {"backend": backend}
+        return [
+            low_pass(0.3217, **options),
+            high_pass(0.3217, "gaussian", **options),
+            band(0.3217, 0.7713, "butterworth", **options),
+            band(0.3217, 0.7713, normalise="passband", **options),
+            low_pass(table, **options),
+        ]
+
+    @jax.jit
+    def run(x):
+        def each(f):
+            slope = jax.grad(lambda x: jnp.sum(masked_energy(x, t, f)))(x)
+            return f(x, t), masked_energy(x, t, f), slope
+
+        return [[each(f) for f in make(backend)] for backend in ("fft", "matmul")]
+
+    want, got = run(x)
+    for (y, energy, slope), (y_2, energy_2, slope_2) in zip(want, got):
+        np.testing.assert_allclose(y_2, y, atol=3e-5)
+        np.testing.assert_allclose(energy_2, energy, rtol=3e-5)
+        np.testing.assert_allclose(slope_2, slope, atol=6e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_matrix_products_in_float64_and_halves():
+    x = np.float64(images(33, 48))
+    rows, columns = np.arange(33), np.arange(25)
+    real, imaginary = tm.evaluate(lambda x: dft.transform(x, rows, columns), x)
+    want = np.fft.rfft2(x, axes=(1, 2), norm="ortho")
+    np.testing.assert_allclose(real + 1j * imaginary, want, atol=1e-12)
+    back = tm.evaluate(lambda a, b: dft.inverse(a, b, rows, columns, (33, 48), half_plane_weights(48)), real, imaginary)
+    np.testing.assert_allclose(back, x, atol=1e-12)
+    half = tm.evaluate(lambda x: low_pass(0.4, backend="matmul")(x.astype(jnp.bfloat16), T0), x)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_matrix_products_leave_out_what_does_not_pass():
+    rows, columns = dft.rows_and_columns(low_pass(0.25).mask(32, 48, T0))
+    assert set(columns) == set(range(7))
+    assert set(rows) == {0, 1, 2, 3, 4, 28, 29, 30, 31}
+    # An empty band costs nothing and gives zero.
+    x = images(8, 8)
+    energy, y = tm.evaluate(lambda x: [g(x) for g in each_of(band(0.30, 0.31, backend="matmul"))], x)
+    assert np.all(energy == 0)
+    assert np.all(y == 0)
+    # Work of the compiled program: far less than that of all frequencies.
+    work = []
+    for cutoff in (0.25, 2.0):
+        f = low_pass(cutoff, backend="matmul")
+        compiled = jax.jit(lambda x, f=f: masked_energy(x, T0, f)).lower(images(64, 64)).compile()
+        work.append(compiled.cost_analysis()["flops"])
+    assert work[0] < 0.2 * work[1]
+
+
+def each_of(f):
+    return (lambda x: masked_energy(x, T0, f)), (lambda x: f(x, T0))
+
+
+def test_under_automatic_sharding_matrix_products_do_not_gather_the_batch():
+    """``shard_map`` and pmap need no gather either way (test_parallel); this is for other programs' plain jit."""
+    mesh = make_mesh()
+    x = jax.device_put(images(16, 16, count=16), by_example(mesh))
+    t = jax.device_put(np.arange(16) * 60, by_example(mesh))
+    compiled = {}
+    for backend in ("fft", "matmul"):
+        error = filtered(sum_squares, low_pass(np.linspace(1.4, 0.2, 1000), backend=backend))
+        program = jax.jit(jax.value_and_grad(lambda x, t, error=error: jnp.mean(error(x, t))))
+        compiled[backend] = program.lower(x, t).compile()
+    moved = {k: set(re.findall(r"all-gather|all-to-all|collective-permute", c.as_text())) for k, c in compiled.items()}
+    assert moved == {"fft": {"all-gather"}, "matmul": set()}
+    (value, slope), (value_2, slope_2) = (jax.block_until_ready(c(x, t)) for c in compiled.values())
+    np.testing.assert_allclose(value_2, value, rtol=1e-5)
+    np.testing.assert_allclose(slope_2, slope, atol=1e-5)
+
+
+# Units and spectra.
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES[1:])
+def test_cutoffs_in_bins(height, width):
+    """Bins are cycles along the shorter side: 2 / min(H, W) Nyquist units each."""
+    scale = 2 / min(height, width)
+    for name, bins in (("low_pass", (5.3,)), ("high_pass", (5.3,)), ("band", (2.1, 9.4))):
+        make = FILTERS[name]
+        for kind in KINDS:
+            a = make(*bins, kind, unit="bins").mask(height, width, T0)
+            b = make(*(scale * v for v in bins), kind).mask(height, width, T0)
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    # A table over t in bins; a whole number of bins includes its own shell.
+    f = low_pass(np.array([1.0, 3.0]), unit="bins")
+    mask = np.asarray(f.mask(32, 32, np.array([0, 1])))
+    assert mask[0, 0].tolist() == [1, 1] + [0] * 15
+    assert mask[1, 0, :5].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_radial_spectrum_subtracts_a_reference_and_tapers():
+    x = np.float64(images(64, 64, count=8))
+    slope = np.linspace(-3, 3, 64)[None, None, :, None]
+    np.testing.assert_allclose(
+        radial_spectrum(x + slope, reference=slope[0] * np.ones((64, 64, 2))).power, radial_spectrum(x).power
+    )
+    np.testing.assert_allclose(np.mean(hann(31, 48) ** 2), 1)
+    # White noise keeps its power under the taper; the leakage of a slope at its edges goes away.
+    tapered = radial_spectrum(x, taper="hann")
+    np.testing.assert_allclose(tapered.power[3:-3], 1, atol=0.25)
+    plane = np.broadcast_to(slope, (1, 64, 64, 1))
+    assert radial_spectrum(plane, taper="hann").power[20] < 1e-3 * radial_spectrum(plane).power[20]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((0, 4, 4, 1)),), "N >= 1"),
+        ((np.zeros((4, 4)),), "N,H,W,C"),
+        ((np.zeros((1, 4, 4, 1)), "hamming"), "taper"),
+    ],
+)
+def test_spectra_of_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        radial_spectrum(arguments[0], taper=arguments[1] if len(arguments) > 1 else None)
 
 
 def test_radial_spectrum():
@@ -306,6 +447,7 @@ def test_radial_spectrum():
     np.testing.assert_allclose((s.power * s.count).sum() + s.dc, total, rtol=1e-10)
     assert s.count.sum() + 1 == 33 * 48
     assert np.array_equal(s.bins, np.arange(1, len(s.bins) + 1))
+    assert (s.size, s.planes) == (33, 12)
     # White noise has power 1, within the error of count * images * channels values.
     many = s.count >= 50
     assert np.all(np.abs(s.power[many] - 1) < 5 * np.sqrt(2 / (s.count[many] * 12)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import layers
+from jaxunlearn.models.layer_norm import LayerNorm, layer_norm
 
 P = jax.P
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -42,6 +43,14 @@ CASES = {
     "attention": (
         lambda fast: lambda q, k, v: layers.attention(q, k, v, "folded", fast),
         lambda: (3 * normal(0, 2, 7, 3, 4), normal(1, 2, 7, 3, 4), normal(2, 2, 7, 3, 4)),
+    ),
+    "cross_attention": (
+        lambda fast: lambda q, k, v: layers.attention(q, k, v, "folded", fast),
+        lambda: (3 * normal(0, 2, 7, 3, 4), normal(1, 2, 5, 3, 4), normal(2, 2, 5, 3, 4)),
+    ),
+    "layer_norm": (
+        lambda fast: lambda x, s, b: layer_norm(x, s, b, 1e-5, fast),
+        lambda: (normal(0, 2, 15, 8) * 3 + 1, normal(1, 8), normal(2, 8)),
     ),
     "add_bias": (
         lambda fast: layers.add_bias if fast else lambda x, b: x + b,
@@ -79,6 +88,27 @@ def test_group_norm_oracle(x64):
     expected = expected * scale + bias
     for fast in (True, False):
         np.testing.assert_allclose(layers.group_norm(jnp.asarray(x), scale, bias, 2, 1e-3, fast), expected, atol=1e-12)
+
+
+def test_layer_norm_oracle(x64):
+    x, scale, bias = normal(0, 2, 5, 6), normal(1, 6), normal(2, 6)
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-3) * scale + bias
+    for fast in (True, False):
+        np.testing.assert_allclose(layer_norm(jnp.asarray(x), scale, bias, 1e-3, fast), expected, atol=1e-12)
+    params = LayerNorm().init(jax.random.key(0), x)["params"]
+    assert {k: v.shape for k, v in params.items()} == {"scale": (6,), "bias": (6,)}
+    standard = LayerNorm().apply({"params": params}, 10 * x)
+    np.testing.assert_allclose(standard.mean(-1), 0, atol=1e-12)
+    np.testing.assert_allclose(standard.std(-1), 1, atol=1e-5)
+
+
+def test_a_dense_layer_without_bias():
+    module = layers.Dense(3, use_bias=False)
+    kernel = normal(0, 4, 3).astype(np.float32)
+    x = normal(1, 2, 4).astype(np.float32)
+    assert set(module.init(jax.random.key(0), x)["params"]) == {"kernel"}
+    np.testing.assert_allclose(module.apply({"params": {"kernel": kernel}}, x), x @ kernel, rtol=1e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])

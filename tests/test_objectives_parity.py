@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import METHODS, filtered, low_pass, sum_squares, weighted, window
+from jaxunlearn import METHODS, filtered, low_pass, mean_squares, sum_squares, weighted, window
 from jaxunlearn.methods import make_objective
 from jaxunlearn.step import term_grads
 from tests import oracle
@@ -20,7 +20,15 @@ from tests.tiny_model import quick_compilation  # noqa: F401
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CUTOFF, T1, T2 = 0.55, 250, 750
-SELECTED = weighted(filtered(sum_squares, low_pass(CUTOFF, "gaussian")), window(T1, T2, 1000))
+
+NEW = [m for m in METHODS if m not in ("naive", "neggrad", "siss", "siss_no_is", "bernoulli", "erasediff")]
+CAPS = {"mirrored": {"cap": 0.95}, "clamped": {"cap": np.linspace(1.2, 0.7, 1000)}}  # some rows above, some below
+
+
+def selected_error(method):
+    error = mean_squares if method in tm.PER_PIXEL else sum_squares
+    return weighted(filtered(error, low_pass(CUTOFF, "gaussian")), window(T1, T2, 1000))
+
 
 CASES = {  # name -> (method, options, whether the forget term is selected in time and frequency)
     "naive": ("naive", {}, False),
@@ -38,6 +46,10 @@ CASES = {  # name -> (method, options, whether the forget term is selected in ti
     "bernoulli selected": ("bernoulli", {"lam": 0.3}, True),
     "erasediff selected": ("erasediff", {}, True),
 }
+for _name in NEW:
+    _options = tm.METHOD_OPTIONS.get(_name, {}) | CAPS.get(_name, {})
+    CASES[_name] = (_name, _options, False)
+    CASES[f"{_name} selected"] = (_name, _options, True)
 
 EVERYWHERE = [0, 1, 100, 300, 500, 700, 900, 999]
 SIZES = {  # shape -> timesteps of the batches
@@ -50,17 +62,18 @@ SIZES = {  # shape -> timesteps of the batches
 @functools.cache
 def compiled(shape, dtype):
     """All cases in one program: one compilation for a size and a precision."""
-    objectives = {}
+    objectives, refs = {}, {}
     for name, (method, options, selected) in CASES.items():
-        extra = {"forget_error": SELECTED} if selected else {}
+        extra = {"forget_error": selected_error(method)} if selected else {}
         objectives[name] = make_objective(method, tm.SCHEDULE, **options, **extra)
+        refs[name] = tm.ref_params(method, shape[-1], dtype)
 
     @jax.jit
     def run(params, batch, draw):
         out = {}
         for name, objective in objectives.items():
-            terms, _ = objective(tm.predict, params, batch, draw)
-            out[name] = terms, term_grads(objective, tm.predict, params, batch, draw)[0]
+            terms, _ = objective(tm.predict, params, batch, draw, ref_params=refs[name])
+            out[name] = terms, term_grads(objective, tm.predict, params, batch, draw, ref_params=refs[name])[0]
         return out
 
     return run
@@ -81,6 +94,7 @@ def results(shape, dtype):
 
 
 def wanted(a, params):
+    dtype = a["x0"].dtype
     a = {k: v if k == "t" else v.astype(np.float64) for k, v in a.items()}
     params = {k: v.astype(np.float64) for k, v in params.items()}
     selection = {
@@ -90,7 +104,9 @@ def wanted(a, params):
     out = {}
     for name, (method, options, selected) in CASES.items():
         args = (params, a["x0"], a["a0"], a["t"], a["eps"], a["u"], oracle.linear_table())
-        out[name] = oracle.objective(method, *args, **options, noise=a["noise"], **(selection if selected else {}))
+        ref = jax.tree.map(np.float64, tm.ref_params(method, a["x0"].shape[-1], dtype))
+        extra = {k: a[k] for k in ("noise", "neighbours", "surrogate")} | (selection if selected else {})
+        out[name] = oracle.objective(method, *args, **options, **extra, ref=ref)
     return out
 
 
@@ -99,11 +115,21 @@ def check(shape, dtype, name, tolerance):
         for g, w in zip(got[name], want[name]):
             assert set(g) == set(w)
             for term in w:
-                for x, y in zip(jax.tree.leaves(g[term]), jax.tree.leaves(w[term])):
+                for x, y, scale in zip(
+                    *map(jax.tree.leaves, (g[term], w[term], scales(name, want, w[term], np.prod(shape))))
+                ):
                     assert x.dtype == dtype
                     assert np.all(np.isfinite(x))
                     # Relative to the largest entry; importance weights of e^-100 are not distinguished from zero.
-                    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 1e-6))
+                    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(scale, 1e-6))
+
+
+def scales(name, want, tree, size):
+    """The largest entry of each leaf. The two halves of a pair almost cancel: there that of one half, at the slope beta/4."""
+    if not name.startswith("dpo") or not isinstance(tree, dict):
+        return jax.tree.map(lambda y: np.abs(y).max(), tree)
+    half = want[name.replace("dpo", "siss_no_is")][1]["forget"]
+    return jax.tree.map(lambda y: np.abs(y).max() * tm.METHOD_OPTIONS["dpo"]["beta"] / 4 / size, half)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,14 +166,14 @@ def test_a_condition_reaches_the_network():
     cond = jnp.array([0.5, -0.2, 0.1])
     batch = batch._replace(keep=batch.keep._replace(cond=cond), forget=batch.forget._replace(cond=cond))
     for name in METHODS:
-        objective = make_objective(name, tm.SCHEDULE)
+        objective, ref = tm.make_objective(name), tm.ref_params(name)
         seen = []
 
         def spy(params, x, t, cond=None, seen=seen):
             seen.append(cond)
             return tm.predict(params, x, t, cond)
 
-        jax.eval_shape(lambda p, o=objective, spy=spy: o(spy, p, batch, draw)[0], tm.params())
+        jax.eval_shape(lambda p, o=objective, spy=spy, r=ref: o(spy, p, batch, draw, ref_params=r)[0], tm.params())
         assert seen
         assert all(np.array_equal(c, cond) for c in seen)
 
@@ -156,7 +182,7 @@ def test_missing_inputs_are_refused():
     batch, draw = tm.batch_and_draw(tm.arrays(2))
     p = tm.params()
     for name, method in METHODS.items():
-        objective = make_objective(name, tm.SCHEDULE)
+        objective = tm.make_objective(name)
         if method.forget_sign == 0:
             alone = batch._replace(forget=None)
             assert set(jax.eval_shape(lambda p, o=objective, b=alone: o(tm.predict, p, b, draw)[0], p)) == {"keep"}
@@ -168,6 +194,23 @@ def test_missing_inputs_are_refused():
         other = batch._replace(forget=batch.forget._replace(x0=jnp.zeros((2, 4, 4, 1))))
         with pytest.raises(ValueError, match="same shape"):
             objective(tm.predict, p, other, draw)
+        other = batch._replace(forget=batch.forget._replace(x0=batch.forget.x0.astype(jnp.bfloat16)))
+        with pytest.raises(ValueError, match="same type, got float32 and bfloat16"):
+            objective(tm.predict, p, other, draw)
+        other = batch._replace(forget=batch.forget._replace(cond=jnp.zeros(2)))
+        with pytest.raises(ValueError, match="same structure"):
+            objective(tm.predict, p, other, draw)
+        for key, axes in objective.batch_extra.items():
+            for value, got in ((None, "nothing"), (jnp.zeros((2, 8, 8)), r"\[2,8,8\]")):
+                extra = {} if value is None else {key: value}
+                message = rf"{name} needs batch.extra\['{key}'\] {axes}, got {got}".replace("[B", r"\[B").replace(
+                    "C]", r"C\]"
+                )
+                with pytest.raises(ValueError, match=message):
+                    objective(tm.predict, p, batch._replace(extra=extra), draw)
+        if objective.needs_ref:
+            with pytest.raises(ValueError, match=f"{name}.* needs ref_params"):
+                objective(tm.predict, p, batch, draw)
     with pytest.raises(ValueError, match=r"draw.extra\['noise'\]"):
         make_objective("erasediff", tm.SCHEDULE)(tm.predict, p, batch, draw._replace(extra={}))
     with pytest.raises(ValueError, match="unknown noise 'gauss'"):

@@ -17,7 +17,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxunlearn import filtered, high_pass, init_state, low_pass, make_train_step, sum_squares
-from jaxunlearn.combine import erasediff, fixed_norm, relative_norm, tree_norm, weighted_sum
+from jaxunlearn.combine import erasediff, fixed_norm, pcgrad, relative_norm, tree_norm, weighted_sum
 from jaxunlearn.frequency import masked_energy
 from jaxunlearn.methods import make_objective
 from jaxunlearn.parallel import (
@@ -45,6 +45,7 @@ COMBINERS = {
     "fixed_norm": ("siss", fixed_norm(50.0)),
     "relative_norm": ("siss", relative_norm(0.3)),
     "erasediff": ("erasediff", erasediff(1e-3)),
+    "pcgrad": ("siss", pcgrad(keep=1.0, forget=0.5)),
 }
 
 

@@ -27,7 +27,10 @@ pytestmark = [
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LATENT = SCALED | {"clip_sample": False}
+PLMS = {"skip_prk_steps": True}
+NAMES = ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler"]
 TABLES = [
     {},
     LATENT,
@@ -64,6 +67,8 @@ def drawn(z):
 
 def theirs(scheduler, model, x, noise, eta=0.0):
     """Their chain; x and noise are [.., C, H, W] torch tensors."""
+    if type(scheduler).__name__ == "PNDMScheduler":
+        noise = [None] * len(scheduler.timesteps)
     options = {"eta": eta} if type(scheduler).__name__ == "DDIMScheduler" else {}
     with torch.no_grad():
         for t, z in zip(scheduler.timesteps.tolist(), noise, strict=True):
@@ -72,11 +77,19 @@ def theirs(scheduler, model, x, noise, eta=0.0):
     return x.numpy()
 
 
-@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def keys_of(name, config):
+    """The keys that a scheduler of this class has."""
+    if name != "PNDMScheduler":
+        return config
+    return PLMS | {key: value for key, value in config.items() if key not in ("clip_sample", "rescale_betas_zero_snr")}
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("config", TABLES)
 def test_tables(name, config):
-    reference = getattr(diffusers, name)(**config).alphas_cumprod.numpy()
-    schedule = read_scheduler({"_class_name": name} | config).schedule
+    keys = keys_of(name, config)
+    reference = getattr(diffusers, name)(**keys).alphas_cumprod.numpy()
+    schedule = read_scheduler({"_class_name": name} | keys).schedule
     np.testing.assert_allclose(schedule.alphas_cumprod, reference, rtol=1e-5, atol=1e-9)
 
 
@@ -109,6 +122,9 @@ CHAINS = [
     ("DDIMScheduler", 0.7, {"clip_sample": False}),
     ("DDIMScheduler", 1.0, {"set_alpha_to_one": False}),
     ("DDIMScheduler", 0.0, LATENT | {"steps_offset": 1, "set_alpha_to_one": False}),
+    ("PNDMScheduler", 0.0, PLMS),
+    ("PNDMScheduler", 0.0, PLMS | {"set_alpha_to_one": True}),
+    ("PNDMScheduler", 0.0, PLMS | SCALED | {"steps_offset": 1}),
 ]
 
 
@@ -116,8 +132,10 @@ CHAINS = [
 def test_chains(name, eta, config):
     rng = np.random.default_rng(0)
     for spacing, n, kind in itertools.product(
-        ("leading", "trailing", "linspace"), (1, 7, 30), ("epsilon", "v_prediction", "sample")
+        ("leading", "trailing", "linspace"), (1, 2, 7, 30), ("epsilon", "v_prediction", "sample")
     ):
+        if name == "PNDMScheduler" and kind == "sample":
+            continue
         keys = {"timestep_spacing": spacing, "prediction_type": kind} | config
         scheduler = getattr(diffusers, name)(**keys)
         scheduler.set_timesteps(n)
@@ -130,14 +148,18 @@ def test_chains(name, eta, config):
             torch.from_numpy(noise),
             eta,
         )
-        schedule, sampler, _ = read_scheduler({"_class_name": name} | keys)
+        schedule, sampler = read_scheduler({"_class_name": name} | keys)[:2]
         sampler = SamplerConfig(**{**vars(sampler), "eta": eta})
         got = sample(
             lambda params, x, t, cond: 0.3 * x + 0.1 * jnp.sin(t.astype(jnp.float32))[:, None, None, None],
-            None, x, None, schedule, sampler, trajectory(schedule, sampler, n), noise=noise, prediction_type=kind,
+            None, x, None, schedule, sampler, trajectory(schedule, sampler, n), prediction_type=kind,
+            noise=None if sampler.kind == "pndm" else noise,
         )  # fmt: skip
         error = np.abs(got - expected).max() / max(1.0, np.abs(expected).max())
-        assert error < 2e-5, (spacing, n, kind, error)
+        # Their coefficients of pndm and v differ by 1 and are 157 at t = 999: float32 leaves 2.5e-5 of an exact
+        # formula, which tests/test_parity_guidance.py compares in 64 bits.
+        limit = 5e-5 if name == "PNDMScheduler" and kind == "v_prediction" else 2e-5
+        assert error < limit, (spacing, n, kind, error)
 
 
 def test_custom_timesteps_of_ddpm():
@@ -148,17 +170,19 @@ def test_custom_timesteps_of_ddpm():
     x = rng.standard_normal((2, 1, 3, 3)).astype(np.float32)
     noise = rng.standard_normal((4, *x.shape)).astype(np.float32)
     expected = theirs(scheduler, lambda x, t: 0.3 * x, torch.from_numpy(x), torch.from_numpy(noise))
-    schedule, sampler, _ = read_scheduler({"variance_type": "fixed_large"})
+    schedule, sampler = read_scheduler({"variance_type": "fixed_large"})[:2]
     got = sample(lambda p, x, t, cond: 0.3 * x, None, x, None, schedule, sampler, steps, noise=noise)
     np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
 def test_written_schedulers_open_in_diffusers(tmp_path):
     for config in TABLES[:6]:
-        for name in ("DDPMScheduler", "DDIMScheduler"):
-            mine = read_scheduler({"_class_name": name} | config)
-            keys = scheduler_config(*mine)
+        for name in NAMES:
+            mine = read_scheduler({"_class_name": name} | keys_of(name, config))
+            keys = scheduler_config(*mine[:3])
             opened = getattr(diffusers, name).from_config(keys)
+            assert opened.config.get("skip_prk_steps", True)
+            assert opened.config["clip_sample"] == mine.sampler.clip_sample
             np.testing.assert_allclose(opened.alphas_cumprod, mine.schedule.alphas_cumprod, rtol=1e-5, atol=1e-9)
 
 
@@ -178,13 +202,15 @@ def test_a_real_unet_walks_the_same_chain():
     best = {"epsilon": np.sqrt(1 - abar), "v_prediction": 0 * abar, "sample": np.sqrt(abar)}
 
     def ours(name, n, kind):
-        schedule, sampler, _ = read_scheduler({"_class_name": name, "prediction_type": kind})
+        schedule, sampler = read_scheduler(keys_of(name, {"_class_name": name, "prediction_type": kind}))[:2]
         steps = trajectory(schedule, sampler, n)
 
         def model(params, x, t, cond):
             return jnp.asarray(best[kind], jnp.float32)[t][:, None, None, None] * x + 0.3 * raw(params, x, t, cond)
 
         def run(params, x, noise):
+            if name == "PNDMScheduler":  # It combines what the model returns, so v is not converted first.
+                return sample(model, params, x, None, schedule, sampler, steps, prediction_type=kind)
             return sample(to_eps(model, kind, schedule), params, x, None, schedule, sampler, steps, noise=noise)
 
         channels_last = noise[:n].transpose(0, 1, 3, 4, 2)
@@ -196,8 +222,10 @@ def test_a_real_unet_walks_the_same_chain():
         ("DDIMScheduler", 50, "epsilon"),
         ("DDPMScheduler", 10, "v_prediction"),
         ("DDIMScheduler", 10, "sample"),
+        ("PNDMScheduler", 10, "epsilon"),
+        ("PNDMScheduler", 10, "v_prediction"),
     ]:
-        scheduler = getattr(diffusers, name)(prediction_type=kind)
+        scheduler = getattr(diffusers, name)(**keys_of(name, {"prediction_type": kind}))
         scheduler.set_timesteps(n)
         expected = theirs(
             scheduler,

@@ -358,3 +358,27 @@ def test_a_filter_leaves_the_weights_and_fixed_norm_ignores_constant_factors():
     tm.close(scaled, unscaled, 1e-5)
     for name in ("w_keep", "w_forget"):
         assert aux[name] == aux_none[name] == aux_scaled[name]
+
+
+@pytest.mark.parametrize("make", [siss, bernoulli])
+def test_lam_may_come_with_the_batch_and_change_without_another_compilation(make):
+    batch, draw = tm.batch_and_draw(tm.arrays(6, t=[300, 500, 600, 700, 800, 900]))
+    scheduled = make(SCHEDULE, lam="batch")
+    run = jax.jit(lambda p, batch: term_grads(scheduled, tm.predict, p, batch, draw))
+    traced = jax.jit(lambda p, lam: term_grads(make(SCHEDULE, lam=lam), tm.predict, p, batch, draw))
+    for lam in (0.2, 0.5):
+        want = jax.jit(lambda p, lam=lam: term_grads(make(SCHEDULE, lam=lam), tm.predict, p, batch, draw))(tm.params())
+        filled = batch._replace(extra={"lam": jnp.full(6, lam, jnp.float32)})
+        tm.close(run(tm.params(), filled), want, 1e-5)
+        tm.close(traced(tm.params(), jnp.float32(lam)), want, 1e-5)
+    assert run._cache_size() == traced._cache_size() == 1
+    # Rows may differ: each is what a batch of its own lam would hold.
+    mixed = batch._replace(extra={"lam": jnp.where(jnp.arange(6) < 3, 0.2, 0.5)})
+    got = scheduled(tm.predict, tm.params(), mixed, draw)[0]["forget"]
+    parts = [make(SCHEDULE, lam=lam)(tm.predict, tm.params(), batch, draw)[0]["forget"] for lam in (0.2, 0.5)]
+    tm.close(got, jnp.where(jnp.arange(6) < 3, *parts), 1e-5)
+    for extra in ({}, {"lam": jnp.float32(0.5)}, {"lam": jnp.full(3, 0.5)}):
+        with pytest.raises(ValueError, match=r"needs batch.extra\['lam'\] \[B\]"):
+            scheduled(tm.predict, tm.params(), batch._replace(extra=extra), draw)
+    with pytest.raises(ValueError, match="lam must lie in .* or be 'batch', got 'step'"):
+        make(SCHEDULE, lam="step")

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from train import validate
-from train.configs import defaults, digits, mnist_tshirt, mnist_tshirt_cpu
+from train.configs import defaults, digits, mnist_tshirt, mnist_tshirt_cpu, sd14
 
 WORKDIR = pathlib.Path("runs/none")
 
@@ -49,6 +49,13 @@ def test_the_mnist_configurations_lack_only_their_files(module):
         ("unlearn__optimizer__warmup_steps", -1),
         ("unlearn__optimizer__learning_rate", float("nan")),
         ("unlearn__method", "SISS"),
+        ("latents__batch_size", 0),
+        ("latents__cache", __file__),
+        ("compute__dtype", "float16"),
+        ("eval__guidance", -1.0),
+        ("eval__prompts", ()),
+        ("eval__prompts", ("a cat", "a cat")),
+        ("eval__prompts", ("a cat", "")),
         ("unlearn__lam", -0.1),
         ("unlearn__noise", "gauss"),
         ("unlearn__error", "l1"),
@@ -114,6 +121,25 @@ def test_a_work_directory_inside_the_source_model_is_refused(tmp_path):
     assert "inside the source model" in found[0]
 
 
+def test_a_cache_inside_the_source_model_is_refused(tmp_path):
+    config = digits.get_config()
+    config.base.path, config.latents.cache = str(tmp_path / "model"), str(tmp_path / "model" / "cache")
+    (tmp_path / "model").mkdir()
+    (line,) = validate.config_problems(config, WORKDIR, 1)
+    assert line.startswith("config.latents.cache")
+    assert "inside the source model" in line
+
+
+def test_a_model_of_the_hub_is_not_looked_for_on_disk():
+    assert problems(base__path="hf://owner/name") == []
+
+
+def test_the_stable_diffusion_configuration_lacks_only_its_files():
+    for variant in ("", "smoke"):
+        found = validate.config_problems(sd14.get_config(variant), WORKDIR, 1)
+        assert {line.split(":")[0] for line in found} == {"config.data.path", "config.base.path"}, found
+
+
 def test_a_missing_section_is_named():
     config = digits.get_config()
     del config.eval
@@ -135,6 +161,6 @@ def test_differences_name_the_keys():
 def test_every_default_is_explained():
     """Every key of the tree stands on a line with a comment or under one."""
     source = pathlib.Path(defaults.__file__).read_text()
-    for key in ("near_duplicate_rms", "lam", "rho", "copy_threshold", "sample_every", "window"):
+    for key in ("near_duplicate_rms", "lam", "rho", "copy_threshold", "sample_every", "window", "caption", "guidance"):
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{key}="))
         assert "#" in line

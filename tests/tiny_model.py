@@ -9,19 +9,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import Batch, Draw, Example, erasediff, filtered, low_pass, sum_squares, weighted, window
+from jaxunlearn import Batch, Draw, Example, erasediff, filtered, low_pass, mean_squares, sum_squares, weighted, window
+from jaxunlearn import methods as library
+from jaxunlearn.objectives import Anchor
 from jaxunlearn.schedule import linear
 from tests import oracle
 
 SCHEDULE = linear(1000)
 NOISE = erasediff(SCHEDULE).draw_extra
 
-SELECTIONS = {
-    "none": None,
-    "window": weighted(sum_squares, window(250, 750)),
-    "filter": filtered(sum_squares, low_pass(0.5)),
-    "both": weighted(filtered(sum_squares, low_pass(0.5)), window(250, 750)),
+METHOD_OPTIONS = {
+    "mirrored": {"cap": 20.0},
+    "clamped": {"cap": np.linspace(60.0, 10.0, 1000)},
+    "npo": {"level": 2.0},
+    "simnpo": {"level": 6.0, "delta": 0.5},
+    "dpo": {"beta": 0.8},
+    "kto": {"beta": 0.6},
 }
+"""What these methods need here: caps that clamp nothing, and levels and betas at which the losses of this network (errors
+per pixel about 1) neither vanish nor saturate."""
+PER_PIXEL = ("mirrored", "clamped", "npo", "simnpo", "dpo", "kto")
+"""Methods whose default error is the mean over pixels."""
+
+
+def _selected(error):
+    return {
+        "none": None,
+        "window": weighted(error, window(250, 750)),
+        "filter": filtered(error, low_pass(0.5)),
+        "both": weighted(filtered(error, low_pass(0.5)), window(250, 750)),
+    }
+
+
+SELECTIONS = _selected(sum_squares)
+SELECTIONS_PER_PIXEL = _selected(mean_squares)
+
+
+def make_objective(name, selection="none", **options):
+    """The method's objective with what it needs here, the forget term selected in time and frequency."""
+    error = (SELECTIONS_PER_PIXEL if name in PER_PIXEL else SELECTIONS)[selection]
+    options = METHOD_OPTIONS.get(name, {}) | options
+    return library.make_objective(name, SCHEDULE, **options, **({} if error is None else {"forget_error": error}))
+
+
+def ref_params(name, channels=1, dtype=np.float32, hidden=4):
+    """What the method compares with: other parameters, as an Anchor where it has one; None where it has none."""
+    if not make_objective(name).needs_ref:
+        return None
+    other = params(channels, 5, dtype, hidden)
+    if name in ("vdu_style", "fisher_anchor"):
+        rng = np.random.default_rng(6)
+        return Anchor(other, {k: rng.uniform(0.5, 1.5, v.shape).astype(dtype) for k, v in other.items()})
+    return other
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +88,10 @@ def params(channels=1, seed=0, dtype=np.float32, hidden=4):
 
 
 def arrays(count, shape=(8, 8, 1), seed=0, dtype=np.float32, t=None):
-    """Arguments of the oracle: x0, a0, t, eps, u, noise. Strongly non-uniform: each row has its own scale and mean."""
+    """Arguments of the oracle: x0, a0, t, eps, u, noise, neighbours, surrogate.
+
+    Strongly non-uniform: each row has its own scale and mean.
+    """
     rng = np.random.default_rng(seed)
     scale = np.linspace(0.05, 1.0, count).reshape(-1, 1, 1, 1)
     mean = np.linspace(-0.8, 0.8, count).reshape(-1, 1, 1, 1)
@@ -63,6 +105,10 @@ def arrays(count, shape=(8, 8, 1), seed=0, dtype=np.float32, t=None):
         "u": (np.arange(count) * 0.37 + 0.11) % 1.0,
         "noise": rng.uniform(size=(count, *shape)),
     }
+    # So near to the forget image that at most t several neighbours have a weight.
+    near = rng.normal(size=(count, 3, *shape)) / np.sqrt(np.prod(shape))
+    out["neighbours"] = a0[:, None] + near * np.linspace(0.5, 3, 3)[:, None, None, None]
+    out["surrogate"] = np.clip(a0 + 0.3 * rng.normal(size=(count, *shape)), -1, 1)
     return {k: v.astype(np.int32 if k == "t" else dtype) for k, v in out.items()}
 
 
@@ -70,7 +116,8 @@ def batch_and_draw(a):
     """The library's containers of :func:`arrays`."""
     a = {k: jnp.asarray(v) for k, v in a.items()}
     ones = jnp.asarray(np.ones(a["t"].shape, a["eps"].dtype))
-    return Batch(Example(a["x0"]), Example(a["a0"])), Draw(a["t"], ones, a["eps"], a["u"], {"noise": a["noise"]})
+    batch = Batch(Example(a["x0"]), Example(a["a0"]), {k: a[k] for k in ("neighbours", "surrogate") if k in a})
+    return batch, Draw(a["t"], ones, a["eps"], a["u"], {"noise": a["noise"]})
 
 
 def evaluate(function, *args):

@@ -22,7 +22,9 @@ COMBINER_VALUES = {
     "relative_norm": ("rho",),
     "erasediff": ("eta",),
 }
-"""Which keys of ``unlearn.combine`` each combiner reads."""
+"""The combiners that the launcher knows, and which keys of ``unlearn.combine`` each of them reads."""
+METHODS = ("naive", "neggrad", "siss", "siss_no_is", "bernoulli", "erasediff")
+"""The methods that the launcher knows: their options are keys of ``unlearn``, and a batch is all the data they need."""
 
 
 def scheduler_json(config: ConfigDict) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def make_combine(unlearn: ConfigDict) -> Combine:
     """The configured combiner, or the method's own one."""
     method = look_up("method", unlearn.method, methods.METHODS)
     name = unlearn.combine.name or method.combiner
-    look_up("combiner", name, combine.COMBINERS)
+    look_up("combiner", name, COMBINER_VALUES)
     options = {key: unlearn.combine[key] for key in COMBINER_VALUES[name]}
     if name == "weighted_sum":
         # A term without a gradient has no weight: naive has no forget term, NegGrad no keep term.

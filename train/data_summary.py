@@ -1,29 +1,46 @@
-"""What the data are, in a few lines, and what about them a run cannot use."""
+"""What the data are, in a few lines, and what about them a run or its model cannot use."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
+from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
+from train.examples import cache_folder, latent_shape
+
+MODEL = "the model's config"
+
+
+MIXTURES = ("siss", "bernoulli")
+"""Methods that mix the keep and the forget image of a row, which must therefore have one condition."""
 
 
 def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | None) -> list[str]:
-    """Problems that show only once the images are read: an empty forget set, shapes that the model cannot take."""
+    """Problems that show only once images and model are read: an empty forget set, shapes and texts that do not fit."""
     problems = []
     if not len(split.forget):
         problems.append(
             "config.data.forget: names no image, so there is nothing to unlearn; give indices, files, folder, or planted"
         )
     if source is not None:
-        problems += shape_problems(source.config, split, "the model's config")
-    if source is None or config.retrain.enabled:
-        problems += shape_problems(UNet2DConfig.from_dict(config.model.to_dict()), split, "config.model")
+        problems += latent_problems(source, split) if source.is_latent else shape_problems(source.config, split, MODEL)
+        problems += class_problems(source.config, MODEL)
+    problems += text_problems(config, split, source)
+    if source is not None and (not config.retrain.enabled or source.is_latent or source.takes_text):
+        return problems
+    if source is not None and not len(config.model):
+        problems.append("config.retrain.enabled = True: needs config.model, the configuration to train from scratch")
+    else:
+        unet = UNet2DConfig.from_dict(config.model.to_dict())
+        problems += shape_problems(unet, split, "config.model") + class_problems(unet, "config.model")
     return problems
 
 
-def shape_problems(unet: UNet2DConfig, split: Split, where: str) -> list[str]:
+def shape_problems(unet: Any, split: Split, where: str) -> list[str]:
     """How the images differ from what a UNet of this config takes."""
     height, width, channels = split.images.shape[1:]
     problems = []
@@ -33,20 +50,108 @@ def shape_problems(unet: UNet2DConfig, split: Split, where: str) -> list[str]:
                 f"{where}.{name} = {getattr(unet, name)}: the images have {channels} channels; "
                 "change it, or config.data.channels"
             )
-    if height % unet.size_divisor or width % unet.size_divisor:
+    return problems + _size_problems(height, width, unet.size_divisor, where)
+
+
+def latent_problems(source: DiffusersModel, split: Split) -> list[str]:
+    """How the images differ from what the autoencoder takes and, encoded, the UNet."""
+    height, width, channels = split.images.shape[1:]
+    vae, problems = source.vae.config, []
+    if vae.in_channels != channels:
         problems.append(
-            f"{where}: images of {height}x{width} do not fit; both must be multiples of {unet.size_divisor}; "
-            "set config.data.size"
+            f"the autoencoder's in_channels = {vae.in_channels}: the images have {channels} channels; "
+            f"set config.data.channels={vae.in_channels}"
         )
-    if unet.num_class_embeds is not None or unet.class_embed_type is not None:
+    return problems + _size_problems(height, width, vae.size_divisor * source.config.size_divisor, "the model")
+
+
+def _size_problems(height: int, width: int, divisor: int, where: str) -> list[str]:
+    if height % divisor == 0 and width % divisor == 0:
+        return []
+    return [
+        f"{where}: images of {height}x{width} do not fit; both must be multiples of {divisor}; set config.data.size"
+    ]
+
+
+def class_problems(unet: Any, where: str) -> list[str]:
+    """One line for a class-conditional UNet."""
+    if not unet.has_classes:
+        return []
+    return [
+        f"{where}.num_class_embeds: the launcher does not train class-conditional models; "
+        "use the library's functions for them"
+    ]
+
+
+def text_problems(config: ConfigDict, split: Split, source: DiffusersModel | None) -> list[str]:
+    """What stands between a model of text and the texts of the images."""
+    prompt, method = config.unlearn.prompt, config.unlearn.method
+    if source is None or not source.takes_text:
+        if prompt is None:
+            return []
+        return [f"config.unlearn.prompt = {prompt!r}: the model takes no text; set it to None"]
+    absent = [f"{name}/" for name in ("text_encoder", "tokenizer") if getattr(source, name) is None]
+    if absent:
+        return [
+            f"config.base.path: the model takes text, but its folder has no {' and no '.join(absent)}; "
+            "give the whole pipeline"
+        ]
+    captions = _trained_captions(split)
+    problems = []
+    if not any(captions):
+        missing = (
+            "the model takes text, and no image has a caption; give metadata.jsonl beside the pictures (file_name and "
+            "text), config.data.captions or config.data.caption"
+        )
+        if prompt is None:
+            problems.append(f"config.unlearn.prompt = None: {missing}, or a prompt")
+        if config.retrain.enabled:
+            problems.append(f"config.retrain.enabled = True: {missing}")
+    elif prompt is None and method in MIXTURES and len(set(captions)) > 1:
+        shown = ", ".join(map(repr, list(dict.fromkeys(captions))[:2]))
         problems.append(
-            f"{where}.num_class_embeds: the launcher trains unconditional models; "
-            "use the library's functions for class-conditional ones"
+            f"config.unlearn.method = {method!r}: mixes a keep and a forget image under one text, but the captions differ "
+            f"({shown}, {len(set(captions))} in all); give config.unlearn.prompt, one text for all of them, or choose a "
+            "method that takes each image's own caption: siss_no_is, erasediff"
         )
     return problems
 
 
-def summary(split: Split) -> str:
+def _trained_captions(split: Split) -> list[str]:
+    """The texts of the keep and forget images, "" where there is none."""
+    if split.captions is None:
+        return []
+    return [split.captions[i] for i in (*split.keep, *split.forget)]
+
+
+def model_lines(config: ConfigDict, workdir: Workdir, split: Split, source: DiffusersModel | None) -> list[str]:
+    """What the model makes of the data: its latents, its texts, where they are kept."""
+    lines = [] if source is None else [f"model: {note}" for note in source.notes]
+    if source is not None and source.is_latent:
+        height, width, channels = latent_shape(source, split)
+        drawn = "drawn anew each time" if config.latents.sample else "their means"
+        lines.append(f"latents: {height}x{width}x{channels}, {drawn}, kept in {cache_folder(config, workdir)}")
+    captions = _trained_captions(split)
+    if source is None or not source.takes_text:
+        if any(captions):
+            lines.append("captions: the model takes no text, so they are not used")
+        return lines
+    different, without = len(set(captions) - {""}), sum(not text for text in captions)
+    if captions:
+        lines.append(f"captions: {different} different" + (f"; {without} images have none" if without else ""))
+    if config.unlearn.prompt is not None:
+        lines.append(f"unlearning under one prompt: {config.unlearn.prompt!r}")
+    texts = sorted({*captions, config.unlearn.prompt or ""})
+    cut = [text for text, is_cut in zip(texts, source.tokenizer.truncated(texts)) if is_cut]
+    if cut:
+        lines.append(
+            f"warning: {len(cut)} of {len(texts)} texts have more than {source.tokenizer.model_max_length} tokens and are "
+            f"cut, for example {cut[0]!r}"
+        )
+    return lines
+
+
+def summary(split: Split) -> list[str]:
     """n, k, what was found by content: the lines that a user checks first."""
     n, k = len(split.train), len(split.forget)
     lines = [
@@ -63,4 +168,4 @@ def summary(split: Split) -> str:
             f"warning: {len(split.near_duplicates.index)} near-duplicates of forget images among the rest "
             f"(policy: {split.near_duplicate_policy}); see near_duplicates in forget_manifest.json"
         )
-    return "\n".join(lines)
+    return lines

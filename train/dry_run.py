@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.parallel import by_example, replicated
+from train.examples import abstract_examples
 from train.stages import new_model, unlearning_run
 
 
@@ -25,10 +26,14 @@ def dry_run(config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel
       What the run would be: sizes, devices, batches, bytes.
     """
     model = source or new_model(config)
-    run = unlearning_run(config, model, split, mesh)
+    run = unlearning_run(config, model, abstract_examples(config, split, model), mesh)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), run.state)
-    shape = (config.unlearn.batch_size, *split.images.shape[1:])
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_example(mesh)), run.rows(0))
+
+    def whole_batch(x):
+        shape = (config.unlearn.batch_size, *x.shape[1:])  # of all processes; rows() gives those of this one
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_example(mesh))
+
+    rows = jax.tree.map(whole_batch, run.rows(0))
     started = time.monotonic()
     compiled = run.step.lower(state, run.key, rows).compile()
     seconds = time.monotonic() - started

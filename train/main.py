@@ -59,7 +59,7 @@ def _run(arguments: Arguments) -> int:
     from jaxunlearn.io.workdir import Workdir
     from jaxunlearn.parallel import make_mesh
     from train import distributed
-    from train.data_summary import split_problems, summary
+    from train.data_summary import model_lines, split_problems, summary
     from train.dry_run import dry_run
     from train.log import say
     from train.loop import Preempted, Termination, TrainingFailed
@@ -88,7 +88,8 @@ def _run(arguments: Arguments) -> int:
     problems = split_problems(config, split, source)
     if problems:
         return _refuse("\n".join(problems))
-    say(summary(split))
+    for line in (*summary(split), *model_lines(config, workdir, split, source)):
+        say(line)
     mesh = make_mesh(jax.devices()[:num_devices])
     if arguments.dry_run:
         say(dry_run(config, split, mesh, source))

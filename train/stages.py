@@ -5,24 +5,22 @@ A stage is done when its result is in the work directory; results appear by rena
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxunlearn import combine, objectives, sampling, timesteps
+from jaxunlearn import combine, objectives, timesteps
 from jaxunlearn.errors import mean_squares
 from jaxunlearn.io import diffusers
-from jaxunlearn.io.batches import batch_indices, rows_of_process
 from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
@@ -30,46 +28,22 @@ from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.parallel import sharded_step
 from jaxunlearn.step import init_state, make_train_step
-from jaxunlearn.types import Batch, Example, PyTree
+from jaxunlearn.types import PyTree
 from train import build
 from train.distributed import barrier
-from train.grids import save_grid
+from train.examples import Examples, encoded_examples, training_rows, unlearning_rows
+from train.grids import GridSampler, save_grid
 from train.log import TrainingLog, say
 from train.loop import Preempted, StageRun, Termination, TrainingFailed, model_params, to_host, train
 
 MODEL_OF_STAGE = {"base": "base", "unlearn": "unlearned", "retrain": "retrained"}
+MODEL_SECTIONS = ("seed", "data", "model", "scheduler", "base", "latents", "compute")
+"""The sections of a configuration that every stage of training depends on."""
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
     """The key of a stage: no two stages share noise."""
     return jax.random.fold_in(jax.random.key(seed), list(MODEL_OF_STAGE).index(stage))
-
-
-def _rows(split: Split, indices: np.ndarray) -> Example:
-    mine = rows_of_process(indices, jax.process_index(), jax.process_count())
-    return Example(split.images[mine])
-
-
-def training_rows(
-    split: Split, population: np.ndarray, *, seed: int, stage: str, batch_size: int
-) -> Callable[[int], Batch]:
-    """``step -> Batch`` for training on one population of images."""
-
-    def rows(step: int) -> Batch:
-        return Batch(_rows(split, population[batch_indices(seed, stage, step, len(population), batch_size)]))
-
-    return rows
-
-
-def unlearning_rows(split: Split, *, seed: int, batch_size: int) -> Callable[[int], Batch]:
-    """``step -> Batch`` of as many keep as forget images."""
-
-    def rows(step: int) -> Batch:
-        keep = split.keep[batch_indices(seed, "keep", step, len(split.keep), batch_size)]
-        forget = split.forget[batch_indices(seed, "forget", step, len(split.forget), batch_size)]
-        return Batch(_rows(split, keep), _rows(split, forget))
-
-    return rows
 
 
 def fingerprint(config: ConfigDict, *sections: str) -> str:
@@ -81,7 +55,13 @@ def fingerprint(config: ConfigDict, *sections: str) -> str:
 
 
 def training_run(
-    config: ConfigDict, model: diffusers.DiffusersModel, split: Split, mesh: Mesh, *, stage: str, population: np.ndarray
+    config: ConfigDict,
+    model: diffusers.DiffusersModel,
+    examples: Examples,
+    mesh: Mesh,
+    *,
+    stage: str,
+    population: np.ndarray,
 ) -> StageRun:
     """Ordinary training of a model on some of the images: stages ``base`` and ``retrain``."""
     base = config.base
@@ -94,16 +74,16 @@ def training_run(
         name=stage,
         step=sharded_step(step, timesteps.uniform(model.schedule.num_steps), mesh),
         state=init_state(model.params, tx, combiner, ema=base.ema),
-        rows=training_rows(split, population, seed=config.seed, stage=stage, batch_size=base.batch_size),
+        rows=training_rows(examples, population, seed=config.seed, stage=stage, batch_size=base.batch_size),
         key=stage_key(config.seed, stage),
         num_steps=base.num_steps,
         checkpoint_every=config.checkpoint.every,
         sample_every=config.log.sample_every,
-        meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base")},
+        meta={"configuration": fingerprint(config, *MODEL_SECTIONS)},
     )
 
 
-def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, split: Split, mesh: Mesh) -> StageRun:
+def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, mesh: Mesh) -> StageRun:
     """The unlearning of a model: stage ``unlearn``."""
     unlearn = config.unlearn
     objective = build.make_objective(unlearn, model.schedule)
@@ -114,19 +94,20 @@ def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, split: S
         name="unlearn",
         step=sharded_step(step, build.make_draw(unlearn, objective, model.schedule.num_steps), mesh),
         state=init_state(model.params, tx, combiner, ref=objective.needs_ref),
-        rows=unlearning_rows(split, seed=config.seed, batch_size=unlearn.batch_size),
+        rows=unlearning_rows(examples, seed=config.seed, batch_size=unlearn.batch_size),
         key=stage_key(config.seed, "unlearn"),
         num_steps=unlearn.num_steps,
         checkpoint_every=config.checkpoint.every,
         sample_every=config.log.sample_every,
-        meta={"configuration": fingerprint(config, "seed", "data", "model", "scheduler", "base", "unlearn")},
+        meta={"configuration": fingerprint(config, *MODEL_SECTIONS, "unlearn")},
     )
 
 
 def new_model(config: ConfigDict) -> diffusers.DiffusersModel:
     """The untrained model of the configuration."""
     architecture = UNet2DConfig.from_dict(config.model.to_dict())
-    return diffusers.new(architecture, init_params(architecture, config.seed), build.scheduler_json(config))
+    model = diffusers.new(architecture, init_params(architecture, config.seed), build.scheduler_json(config))
+    return computing(config, model)
 
 
 def user_model(config: ConfigDict) -> diffusers.DiffusersModel | None:
@@ -137,7 +118,26 @@ def user_model(config: ConfigDict) -> diffusers.DiffusersModel | None:
     """
     if config.base.path is None:
         return None
-    return diffusers.load(config.base.path, config.base.variant, default_scheduler=build.scheduler_json(config))
+    model = diffusers.load(config.base.path, config.base.variant, default_scheduler=build.scheduler_json(config))
+    return computing(config, model)
+
+
+def computing(config: ConfigDict, model: diffusers.DiffusersModel) -> diffusers.DiffusersModel:
+    """The model with the precision and the memory of ``config.compute``."""
+    return model.with_compute(config.compute.dtype, config.compute.remat)
+
+
+def is_pipeline(model: diffusers.DiffusersModel | None) -> bool:
+    """Whether a model has parts beside its UNet, so that ``config.model`` cannot describe it."""
+    return model is not None and (model.is_latent or model.takes_text)
+
+
+def untrained_model(config: ConfigDict, source: diffusers.DiffusersModel | None) -> diffusers.DiffusersModel:
+    """What retraining starts from: the model of the configuration, or the user's pipeline with a newly drawn UNet."""
+    if not is_pipeline(source):
+        return new_model(config)
+    say("retrain: the user's pipeline with a newly initialised UNet, trained with config.base on keep alone")
+    return source.with_params(init_params(source.config, config.seed))
 
 
 class Runner:
@@ -163,7 +163,6 @@ class Runner:
     ):
         self.config, self.workdir, self.split, self.mesh, self.stop = config, workdir, split, mesh, stop
         self._source = source
-        self._samplers: dict[Any, Callable] = {}
 
     @property
     def _writes(self) -> bool:
@@ -183,7 +182,7 @@ class Runner:
         """Trains the base recipe without the forget set: the yardstick."""
         if self.config.retrain.enabled:
             make_run = partial(training_run, stage="retrain", population=self.split.keep)
-            self._train("retrain", lambda: new_model(self.config), make_run)
+            self._train("retrain", lambda: untrained_model(self.config, self._source), make_run)
 
     def evaluate(self) -> None:
         """Evaluates and reports in a process of its own, the same as ``python -m eval.main``."""
@@ -217,21 +216,31 @@ class Runner:
 
         report = json.loads(self.workdir.report.read_text()) if self.workdir.report.exists() else None
         config = json.loads(self.workdir.config.read_text())
-        files = {"README.md": model_card(config, report)}
+        model = self._source_model()
+        files = {"README.md": model_card(config, report, takes_text=model.takes_text)}
         if report is not None:
             files["unlearning_report.json"] = self.workdir.report.read_bytes()
-        model = self._source_model()
         unlearned = diffusers.load(
             self.workdir.model("unlearned"),
             self.config.base.variant,
             default_scheduler=build.scheduler_json(self.config),
+            companions=False,
         )
         for note in diffusers.save(self.workdir.export, model.with_params(unlearned.params), files):
             say(f"export: {note}")
         say(f"export: {self.workdir.export}")
 
     def _source_model(self) -> diffusers.DiffusersModel:
-        return self._source or diffusers.load(self.workdir.model("base"))
+        return self._source or computing(self.config, diffusers.load(self.workdir.model("base")))
+
+    def _encoded(self, stage: str, model: diffusers.DiffusersModel) -> Examples:
+        """The images as the model takes them."""
+
+        def poll() -> None:
+            if self.stop.came():
+                raise Preempted(f"{stage}: stopped while the images were encoded; the same command starts that again")
+
+        return encoded_examples(self.config, self.workdir, self.split, model, stage, poll)
 
     def _train(self, stage: str, make_model: Callable, make_run: Callable[..., StageRun]) -> None:
         folder = self.workdir.model(MODEL_OF_STAGE[stage])
@@ -239,8 +248,11 @@ class Runner:
             say(f"{stage}: done before")
             return
         model = make_model()
-        run = make_run(self.config, model, self.split, self.mesh)
-        grid = partial(self._sample_grid, stage, model)
+        examples = self._encoded(stage, model)
+        run = make_run(self.config, model, examples, self.mesh)
+        # Made when the first grid is due: an autoencoder need not lie on the device before that.
+        make_sampler = functools.cache(partial(GridSampler, self.config, model, examples))
+        grid = partial(self._sample_grid, stage, make_sampler)
         checkpoints = Checkpoints(self.workdir.checkpoints(stage), keep=self.config.checkpoint.keep)
         try:
             state = train(run, self.mesh, checkpoints, partial(self._log, run), grid, self.stop)
@@ -265,26 +277,7 @@ class Runner:
             writes=self._writes,
         )
 
-    def _sample_grid(self, stage: str, model: diffusers.DiffusersModel, step: int, params: PyTree) -> None:
+    def _sample_grid(self, stage: str, make_sampler: Callable[[], GridSampler], step: int, params: PyTree) -> None:
         """A grid of samples; the noise is the same at every step and stage."""
-        if not self._writes:
-            return
-        count, shape = self.config.log.sample_count, self.split.images.shape[1:]
-        if stage not in self._samplers:
-            sampler = sampling.SamplerConfig(kind="ddim", clip_sample=model.sampler.clip_sample)
-            steps = sampling.trajectory(model.schedule, sampler, self.config.log.sample_steps)
-            self._samplers[stage] = jax.jit(
-                lambda params, noise: sampling.sample(
-                    model.predict_raw,
-                    params,
-                    noise,
-                    None,
-                    model.schedule,
-                    sampler,
-                    steps,
-                    prediction_type=model.prediction_type,
-                )
-            )
-        noise = jax.random.normal(jax.random.key(self.config.seed), (count, *shape), jnp.float32)
-        images = self._samplers[stage](to_host(params), noise)
-        save_grid(self.workdir.samples / f"{stage}_{step:06d}.png", images)
+        if self._writes:
+            save_grid(self.workdir.samples / f"{stage}_{step:06d}.png", make_sampler()(to_host(params)))

@@ -9,9 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import methods, sampling, timesteps
-from jaxunlearn.combine import COMBINERS
+from jaxunlearn import sampling, timesteps
+from jaxunlearn.io import hub
 from jaxunlearn.io.data_problems import data_problems
+from jaxunlearn.io.diffusers import COMPUTE_DTYPES
 from jaxunlearn.io.schedulers import read_scheduler
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.objectives.erasediff import NOISES
@@ -102,11 +103,15 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
     p.check("log.sample_count", "1 or more", lambda v: v >= 1)
     p.check("log.sample_steps", "1 or more", lambda v: v >= 1)
     _check_eval(p)
+    p.check("latents.batch_size", "1 or more", lambda v: v >= 1)
+    p.name("compute.dtype", "dtype", COMPUTE_DTYPES)
     return p.lines
 
 
 def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
     config = p.config
+    if config.latents.cache is not None and pathlib.Path(config.latents.cache).expanduser().is_file():
+        p.lines.append(f"config.latents.cache = {config.latents.cache!r}: is a file; give a folder")
     p.lines_of("scheduler", lambda: read_scheduler(build.scheduler_json(config)))
     if config.base.path is None and not len(config.model):
         p.lines.append("config.base.path: give the folder of a trained model, or config.model to train one")
@@ -114,6 +119,8 @@ def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
     if config.base.path is None:
         p.lines_of("model", lambda: UNet2DConfig.from_dict(config.model.to_dict()))
         return
+    if config.base.path.startswith(hub.PREFIX):
+        return  # fetched when it is loaded
     source = pathlib.Path(config.base.path).expanduser()
     if not source.is_dir():
         p.lines.append(
@@ -122,8 +129,12 @@ def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
         )
     elif source.resolve() in (workdir.resolve(), *workdir.resolve().parents):
         p.lines.append(f"--workdir={workdir}: lies inside the source model {source}; choose a folder outside of it")
-    if config.retrain.enabled and not len(config.model):
-        p.lines.append("config.retrain.enabled = True: needs config.model, the configuration to train from scratch")
+    if config.latents.cache is not None:
+        cache = pathlib.Path(config.latents.cache).expanduser()
+        if source.resolve() in (cache.resolve(), *cache.resolve().parents):
+            p.lines.append(
+                f"config.latents.cache = {config.latents.cache!r}: lies inside the source model; choose a folder outside"
+            )
 
 
 def _check_optimizer(p: _Problems, stage: str) -> None:
@@ -144,7 +155,7 @@ def _check_optimizer(p: _Problems, stage: str) -> None:
 
 def _check_unlearn(p: _Problems) -> None:
     unlearn, num_steps = p.config.unlearn, p.config.scheduler.get("num_train_timesteps", 1000)
-    known_method = p.name("unlearn.method", "method", methods.METHODS)
+    known_method = p.name("unlearn.method", "method", build.METHODS)
     p.check("unlearn.micro_batches", "1 or more", lambda v: v >= 1)
     p.check("unlearn.lam", "in [0, 1]", lambda v: 0 <= v <= 1)
     p.name("unlearn.noise", "noise", NOISES)
@@ -165,7 +176,7 @@ def _check_unlearn(p: _Problems) -> None:
     p.check("unlearn.combine.eta", "0 or more", lambda v: v >= 0)
     p.check("unlearn.combine.keep", "finite", lambda v: True)
     p.check("unlearn.combine.forget", "finite", lambda v: True)
-    known_combiner = not unlearn.combine.name or p.name("unlearn.combine.name", "combiner", COMBINERS)
+    known_combiner = not unlearn.combine.name or p.name("unlearn.combine.name", "combiner", build.COMBINER_VALUES)
     if not (known_method and known_combiner) or p.lines:
         return
     try:
@@ -199,6 +210,14 @@ def _check_eval(p: _Problems) -> None:
             f"whole numbers in [0, {num_steps})",
             lambda v: _whole_numbers(v) and len(v) > 0 and all(0 <= t < num_steps for t in v),
         )
+    p.check("eval.guidance", "0 or more; 1 is none", lambda v: v >= 0)
+    p.check(
+        "eval.prompts",
+        "None (the captions of the training images), or different texts, such as ('a cat', 'a dog')",
+        lambda v: (
+            v is None or (0 < len(v) == len(set(v)) and all(isinstance(text, str) and text.strip() for text in v))
+        ),
+    )
     p.check("eval.copy_threshold", "positive, or None", lambda v: v is None or v > 0)
     p.check("eval.confidence", "in (0, 1)", lambda v: 0 < v < 1)
     p.check("eval.seed", "0 or more", lambda v: v >= 0)

@@ -15,20 +15,22 @@ from jaxunlearn.io.pictures import split_zip
 DEFAULTS: dict = {
     "name": "digits",
     "path": None,
+    "captions": None,
+    "caption": None,
     "labels_path": None,
     "split": None,
     "size": None,
     "channels": None,
     "limit": None,
     "held_out_fraction": 0.1,
-    "plant": {"image": None, "copies": 0},
+    "plant": {"image": None, "copies": 0, "caption": None},
     "forget": {"planted": False, "indices": (), "files": None, "folder": None},
     "near_duplicate_rms": 0.02,
     "near_duplicates": "report",
 }
 """All keys of the section and what they are when they are left out."""
 
-READER_OPTIONS = ("path", "labels_path", "split", "size", "channels", "limit")
+READER_OPTIONS = ("path", "captions", "labels_path", "split", "size", "channels", "limit")
 """Keys that are handed to the reader of the data set when they are not None."""
 
 SAMPLES = ("sample:china", "sample:flower")
@@ -86,6 +88,8 @@ def data_problems(data: Mapping) -> list[str]:
     found: list[str] = []
     _reader_problems(full, found)
     _number_problems(full, found)
+    _text_problem("data.caption", full["caption"], found)
+    _text_problem("data.plant.caption", full["plant"]["caption"], found)
     _plant_problems(full["plant"], found)
     _forget_problems(full["forget"], full["plant"], found)
     return found
@@ -105,7 +109,7 @@ def _reader_problems(full: dict, found: list[str]) -> None:
             )
         elif value is None and options.get(key):
             found.append(f"data.{key}: None; allowed: where the {name!r} data is; fix: --config.data.{key}=...")
-        elif value is not None and key in ("path", "labels_path"):
+        elif value is not None and key in ("path", "captions", "labels_path"):
             _path_problem(f"data.{key}", value, found)
 
 
@@ -177,6 +181,11 @@ def _forget_problems(forget: dict, plant: dict, found: list[str]) -> None:
         found.append(f"data.forget.files: {str(files)!r} is not a file; allowed: a text file; fix: check the path")
     if forget["folder"] is not None:
         _path_problem("data.forget.folder", forget["folder"], found)
+
+
+def _text_problem(key: str, value: object, found: list[str]) -> None:
+    if value is not None and not isinstance(value, str):
+        found.append(f"{key}: {value!r}; allowed: a text or None; fix: put it in quotes")
 
 
 def _path_problem(key: str, value: object, found: list[str]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxunlearn.io.captions import captions_of, find_metadata, has_texts, read_captions
 from jaxunlearn.io.idx import read_idx
 from jaxunlearn.io.pictures import PictureFile, decode_all, fit, list_pictures, stack_equal
 from jaxunlearn.registry import unknown_name
@@ -42,6 +43,7 @@ class ImageSet:
       positions: int64 [N], position of each image in the whole source, which ``limit`` may have thinned out.
       available: number of images in the whole source.
       class_names: names of the labels, or None.
+      captions: N texts, "" where an image has none; None where the source holds no texts.
 
     Raises:
       ValueError: the parts do not fit together.
@@ -55,6 +57,7 @@ class ImageSet:
     positions: np.ndarray | None = None
     available: int | None = None
     class_names: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
 
     def __post_init__(self):
         shape = self.images.shape
@@ -64,7 +67,7 @@ class ImageSet:
                 "least 1 and C 1 or 3"
             )
         count = shape[0]
-        for name in ("labels", "names", "files", "positions"):
+        for name in ("labels", "names", "files", "positions", "captions"):
             part = getattr(self, name)
             if part is not None and len(part) != count:
                 raise ValueError(f"{self.source}: {len(part)} {name} for {count} images; allowed: one per image")
@@ -121,11 +124,20 @@ def digits(*, size: int | None = None, channels: int | None = None, limit: int |
     return _from_arrays(images, data.target, names, "scikit-learn digits", size, channels, limit, classes)
 
 
-def folder(*, path: str, size: int | None = None, channels: int | None = None, limit: int | None = None) -> ImageSet:
+def folder(
+    *,
+    path: str,
+    captions: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+) -> ImageSet:
     """A tree of picture files, or the same in a .zip file (also ``x.zip/train``), sorted by name.
 
     Args:
       path: the folder or archive.
+      captions: a .jsonl file of texts, see :mod:`jaxunlearn.io.captions`; None: ``metadata.jsonl`` in the folder, if it is
+        there and holds texts.
       size: see the module; needed where the pictures have different shapes.
       channels: see the module; None: 1 where all pictures are grey, else 3.
       limit: see the module; only the chosen files are read.
@@ -133,13 +145,16 @@ def folder(*, path: str, size: int | None = None, channels: int | None = None, l
     Returns:
       An ImageSet whose names are paths relative to ``path``. Where every file lies exactly one folder below a common
       root, the name of that folder is the class: labels number the sorted class names. Otherwise labels are None.
+      Captions are those of the chosen files.
 
     Raises:
-      ValueError: no picture, unreadable pictures (they are named), or different shapes without ``size``.
+      ValueError: no picture, unreadable pictures (they are named), different shapes without ``size``, or captions that
+        cannot be read or belong to no picture.
     """
     files = list_pictures(path)
     all_names = list(files)
     chosen = thinned(len(all_names), limit)
+    texts = _folder_captions(path, captions, all_names)
     names = [all_names[i] for i in chosen]
     picked = {name: files[name] for name in names}
     images = stack_equal(decode_all(picked, size, channels), names, f"folder {str(path)!r}")
@@ -150,8 +165,25 @@ def folder(*, path: str, size: int | None = None, channels: int | None = None, l
         number = {name: i for i, name in enumerate(class_names)}
         labels = np.array([number[classes[i]] for i in chosen], np.int32)
     return ImageSet(
-        images, labels, tuple(names), f"folder {path}", tuple(picked.values()), chosen, len(all_names), class_names
+        images,
+        labels,
+        tuple(names),
+        f"folder {path}",
+        files=tuple(picked.values()),
+        positions=chosen,
+        available=len(all_names),
+        class_names=class_names,
+        captions=None if texts is None else tuple(texts[i] for i in chosen),
     )
+
+
+def _folder_captions(path: str, captions: str | None, names: list[str]) -> tuple[str, ...] | None:
+    """The texts of all files of a folder, or None where there is no file of texts."""
+    if captions is None:
+        captions = find_metadata(path)
+        if captions is None or not has_texts(captions):
+            return None
+    return captions_of(names, read_captions(captions), captions)
 
 
 def _classes(names: list[str]) -> list[str] | None:
@@ -363,7 +395,7 @@ def options_of(name: str) -> dict[str, bool]:
     """Options of a reader -> whether it must be given.
 
     >>> options_of("folder")
-    {'path': True, 'size': False, 'channels': False, 'limit': False}
+    {'path': True, 'captions': False, 'size': False, 'channels': False, 'limit': False}
     """
     parameters = inspect.signature(DATASETS[name]).parameters.values()
     return {p.name: p.default is inspect.Parameter.empty for p in parameters}

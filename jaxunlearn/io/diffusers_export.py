@@ -10,13 +10,10 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-
+from jaxunlearn.io.components import check_params
 from jaxunlearn.io.schedulers import DIFFUSERS_VERSION
 from jaxunlearn.io.weights import DTYPES, WeightFiles, is_weight_file, json_bytes, single_file, write_weights
 from jaxunlearn.models.convert import to_diffusers
-from jaxunlearn.models.unet2d_config import UNet2DConfig
-from jaxunlearn.types import PyTree
 
 if TYPE_CHECKING:
     from jaxunlearn.io.diffusers import DiffusersModel
@@ -31,7 +28,7 @@ class Source:
       variant: of the weight files that were read, or None.
       unets: folder of a UNet below ``path`` ("" is ``path`` itself) -> its weight files; the first was read.
       json_files: name below ``path`` -> content, as it was when the model was loaded, of the files that describe it.
-      parts: names of the pipeline's other components.
+      parts: names of the pipeline's other components, autoencoder, text encoder and tokenizer among them.
     """
 
     path: pathlib.Path
@@ -58,8 +55,9 @@ def save(
     """Writes a folder that diffusers opens. Either the whole folder appears under ``path``, or nothing does.
 
     A loaded model is written as it came: layout, JSON bytes, variant, shards and dtypes; other components of its
-    pipeline are copied byte for byte. Left out are further weight files of the UNet (other variants, pickles): they hold
-    the old weights. A new model becomes a nested pipeline folder in float32.
+    pipeline are copied byte for byte, unless they have new weights (:meth:`Component.with_params`). Left out are further
+    weight files of the UNet (other variants, pickles): they hold the old weights. Weights that were read from pickled files
+    are written as safetensors. A new model becomes a nested pipeline folder in float32.
 
     Args:
       path: the new folder; its parents are made.
@@ -89,7 +87,7 @@ def save(
         if model.source is None:
             notes = _write_new(partial, model, tensors, dtype)
         else:
-            notes = _write_like_source(partial, model.source, tensors, dtype)
+            notes = _write_like_source(partial, model.source, model, tensors, dtype)
         for name, content in extra_files.items():
             file = partial / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,28 +99,6 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return notes
-
-
-def check_params(config: UNet2DConfig, params: PyTree) -> None:
-    """Compares a tree with what the config needs.
-
-    Raises:
-      ValueError: one line for every missing, unexpected or wrongly shaped leaf.
-    """
-    from jaxunlearn.models.parameters import abstract_params
-
-    def shapes(tree):
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
-
-    needed, given = shapes(abstract_params(config)), shapes(params)
-    lines = [f"missing parameter: {name} {needed[name]}" for name in needed if name not in given]
-    lines += [f"unexpected parameter: {name} {given[name]}" for name in given if name not in needed]
-    for name in needed.keys() & given.keys():
-        if needed[name] != given[name]:
-            lines.append(f"wrong shape: {name} is {given[name]}, the model has {needed[name]}")
-    if lines:
-        raise ValueError("\n".join(sorted(lines)))
 
 
 def _check_target(target: pathlib.Path, model: DiffusersModel, extra_files: Mapping[str, Any]) -> None:
@@ -164,30 +140,68 @@ def _write_new(root: pathlib.Path, model: DiffusersModel, tensors: Mapping[str, 
     return []
 
 
-def _write_like_source(root: pathlib.Path, source: Source, tensors: Mapping[str, Any], dtype: str | None) -> list[str]:
-    notes = []
-    written = {(folder, name) for folder, files in source.unets.items() for name in files.metadata}
-    written |= {(folder, files.index_name) for folder, files in source.unets.items() if files.index_name}
-    copied = sorted({"", "scheduler", *source.unets})
-    for folder in copied:
-        for file in sorted((source.path / folder).iterdir()) if (source.path / folder).is_dir() else ():
-            shown = f"{folder}/{file.name}" if folder else file.name
-            if file.is_file() and not is_weight_file(file.name):
-                (root / folder).mkdir(exist_ok=True)
-                shutil.copyfile(file, root / shown)
-            elif file.is_file() and (folder, file.name) not in written:
-                notes.append(f"{shown} was left out: it holds old weights")
-            elif file.is_dir() and shown not in (*copied, *source.parts) and not file.name.startswith("."):
-                notes.append(f"{shown}/ was left out: it is not a part of the pipeline")
+def _write_like_source(
+    root: pathlib.Path, source: Source, model: DiffusersModel, tensors: Mapping[str, Any], dtype: str | None
+) -> list[str]:
+    changed = [part for part in (model.vae, model.text_encoder) if part is not None and part.changed]
+    notes = _copy_rest(root, source, tuple(part.name for part in changed))
     for name, content in source.json_files.items():
         (root / name).write_bytes(content)
-    for part in source.parts:
-        if (source.path / part).is_dir():
-            shutil.copytree(source.path / part, root / part, copy_function=shutil.copyfile)
     for folder, files in source.unets.items():
         write_weights(root / folder, tensors, files, dtype)
+        notes += _renamed(folder, files)
+    for part in changed:
+        write_weights(root / part.name, part.tensors(), part.files, dtype)
+        notes += [f"{part.name}: other weights than those of the source were written", *_renamed(part.name, part.files)]
     if not any(name.endswith("scheduler_config.json") for name in source.json_files):
         notes.append("no scheduler_config.json was written, as the source has none")
     if len(source.unets) > 1:
         notes.append(f"the same new weights were written into {' and '.join(source.unets)}")
     return notes
+
+
+def _copy_rest(root: pathlib.Path, source: Source, changed: tuple[str, ...]) -> list[str]:
+    """Copies everything but the weights that are written anew; returns what was left out."""
+    notes = []
+    parts = [part for part in source.parts if (source.path / part).is_dir()]
+    notes += [f"{part}/ was left out: the source does not have it" for part in source.parts if part not in parts]
+    folders = sorted({"", "scheduler", *source.unets})
+    for folder in (*folders, *changed):
+        written = {*source.unets[folder].metadata, source.unets[folder].index_name} if folder in source.unets else set()
+        for file in sorted((source.path / folder).iterdir()) if (source.path / folder).is_dir() else ():
+            shown = f"{folder}/{file.name}" if folder else file.name
+            if file.is_file() and not is_weight_file(file.name):
+                (root / folder).mkdir(exist_ok=True)
+                shutil.copyfile(file, root / shown)
+            elif file.is_file() and file.name not in written and folder not in changed:
+                notes.append(f"{shown} was left out: it holds old weights")
+            elif file.is_dir() and folder in changed:
+                _copy_tree(file, root / shown)
+            elif file.is_dir() and shown not in (*folders, *parts) and not file.name.startswith("."):
+                notes.append(f"{shown}/ was left out: it is not a part of the pipeline")
+    for part in parts:
+        if part not in changed:
+            _copy_tree(source.path / part, root / part)
+    return notes
+
+
+def _copy_tree(source: pathlib.Path, target: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> None:
+    """Copies the bytes of all files; links are followed, unless they lead back to a folder above."""
+    real = source.resolve()
+    if real in above:
+        raise ValueError(f"{source} is a link to a folder above it; remove it")
+    target.mkdir(exist_ok=True)
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir():
+            _copy_tree(entry, target / entry.name, (*above, real))
+        elif entry.is_file():
+            shutil.copyfile(entry, target / entry.name)
+        else:
+            raise ValueError(f"{entry} is neither a file nor a folder, or a link to nothing; remove it")
+
+
+def _renamed(folder: str, files: WeightFiles) -> list[str]:
+    if not files.pickled:
+        return []
+    old, new = (", ".join(sorted(found.metadata)) for found in (files, files.as_safetensors()))
+    return [f"{folder or 'unet'}: the weights of {old} were written as {new}"]

@@ -2,7 +2,8 @@
 
 The rules, in their order:
 
-1. The set is read, ``plant.copies`` copies of one picture are appended ("planted/0000", ...).
+1. The set is read, ``plant.copies`` copies of one picture are appended ("planted/0000", ...). Their text is
+   ``plant.caption``; every image without a text of its own takes ``caption``.
 2. The forget set is the union of what ``forget`` names: the planted copies, ``indices`` (positions in the whole source,
    before ``limit``), the names in the text file ``files``, and the pictures in ``folder``, found by their decoded pixels.
    A picture of the folder that the data does not hold becomes an additional forget image at the end of the array, and is
@@ -63,6 +64,7 @@ class Split:
       files: where the files are, or None where an image has no file of its own.
       source: where the images came from.
       class_names: names of the labels, or None.
+      captions: N texts, "" where an image has none; None if there is no text at all.
       near_duplicate_rms, near_duplicate_policy: the settings of the search; ``searched``: images compared.
       held_out_fraction, seed: how ``held_out`` was chosen.
       digests: uint8 [N, 32], SHA-256 of the pixels; computed if not given.
@@ -81,6 +83,7 @@ class Split:
     files: tuple[PictureFile | None, ...] | None = None
     source: str = ""
     class_names: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
     near_duplicate_rms: float = 0.0
     near_duplicate_policy: str = "report"
     searched: int = 0
@@ -186,6 +189,7 @@ def open_split(data: Mapping, seed: int) -> Split:
         files=tuple(files) if any(f is not None for f in files) else None,
         source=base.source,
         class_names=base.class_names,
+        captions=_captions(base, data, len(planted), len(names)),
         near_duplicate_rms=float(data["near_duplicate_rms"]),
         near_duplicate_policy=data["near_duplicates"],
         searched=searched,
@@ -193,6 +197,17 @@ def open_split(data: Mapping, seed: int) -> Split:
         seed=int(seed),
         digests=digests,
     )
+
+
+def _captions(base: ImageSet, data: dict, copies: int, total: int) -> tuple[str, ...] | None:
+    """Texts of the set, of the planted copies and of the unmatched forget images, in this order; None if none is given."""
+    own, general, planted = base.captions, data["caption"], data["plant"]["caption"]
+    if own is None and general is None and (planted is None or not copies):
+        return None
+    general = (general or "").strip()
+    texts = [text or general for text in own or ("",) * len(base.images)]
+    texts += [(planted or "").strip() or general] * copies
+    return tuple(texts + [general] * (total - len(texts)))
 
 
 def _plant_picture(image: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, PictureFile | None]:

@@ -36,9 +36,9 @@ def forget_manifest(split: Split) -> dict:
     Returns:
       ``count``, ``unique`` (different pictures), ``exact_copies`` (names that were added because their pixels equal a
       named image), ``unmatched`` (forget images that the data does not hold), ``near_duplicates``, and ``items``. An item
-      holds ``name``, ``index``, ``sha256_file`` (of the stored bytes; null where an image has no file of its own),
-      ``sha256_pixels`` (of shape as decimals, NUL, uint8 bytes), ``size`` ([H, W, C]), ``dtype`` and ``copies`` (forget
-      images with these pixels).
+      holds ``name``, ``caption`` (only where the data have texts), ``index``, ``sha256_file`` (of the stored bytes; null
+      where an image has no file of its own), ``sha256_pixels`` (of shape as decimals, NUL, uint8 bytes), ``size``
+      ([H, W, C]), ``dtype`` and ``copies`` (forget images with these pixels).
     """
     hashes = [split.digests[i].tobytes().hex() for i in split.forget]
     copies = collections.Counter(hashes)
@@ -46,6 +46,7 @@ def forget_manifest(split: Split) -> dict:
     items = [
         {
             "name": split.names[i],
+            **({} if split.captions is None else {"caption": split.captions[i]}),
             "index": int(i),
             "sha256_file": file_hashes.get(_file(split, i)),
             "sha256_pixels": pixels,

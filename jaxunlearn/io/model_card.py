@@ -52,17 +52,18 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def model_card(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def model_card(config: Mapping[str, Any], report: Mapping[str, Any] | None, *, takes_text: bool = False) -> str:
     """The text of ``README.md`` of an exported model.
 
     Args:
       config: the run's resolved configuration, plain JSON values. ``export.license`` and ``export.base_model`` go into
         the front matter if they are set.
       report: content of ``report.json``, or None if the run was not evaluated.
+      takes_text: whether the model makes images of a prompt.
     """
     export = config.get("export") or {}
-    parts = [_front_matter(export, report), "# Unlearned diffusion model\n", _summary(config, report)]
-    parts.append("## Use\n\n" + _USE)
+    parts = [_front_matter(export, report, takes_text), "# Unlearned diffusion model\n", _summary(config, report)]
+    parts.append("## Use\n\n" + _USE.format(prompt='"a prompt", ' if takes_text else ""))
     parts.append("## Before and after\n\n" + (_results(report) if report else "This model was not evaluated.\n"))
     parts.append("## How it was made\n\n" + _method(config, report))
     parts.append("## Intended use and limits\n\n" + _limits(export, report))
@@ -74,17 +75,17 @@ _USE = """\
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipeline(num_inference_steps=50).images[0]
+image = pipeline({prompt}num_inference_steps=50).images[0]
 ```
 """
 
 
-def _front_matter(export: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def _front_matter(export: Mapping[str, Any], report: Mapping[str, Any] | None, takes_text: bool) -> str:
     lines = ["---"]
     if export.get("license"):
         lines.append(f"license: {json.dumps(export['license'])}")
     lines += ["library_name: diffusers", "tags:", "- diffusers", "- machine-unlearning", "- jax"]
-    lines.append("pipeline_tag: unconditional-image-generation")
+    lines.append(f"pipeline_tag: {'text-to-image' if takes_text else 'unconditional-image-generation'}")
     if export.get("base_model"):
         lines.append(f"base_model: {json.dumps(export['base_model'])}")
     if report:
@@ -113,13 +114,15 @@ def _results(report: Mapping[str, Any]) -> str:
 
 
 def _method(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
-    text = ""
+    text, settings = "", dict(config.get("unlearn") or {})
+    if settings.get("prompt"):
+        settings["prompt"] = "(not shown: it describes what was forgotten)"
     if report:
         base = report["base_model"]
         text += f"- base model: {base['params']} parameters, SHA-256 of the parameters `{base['tree_sha256']}`\n"
         text += f"- this model: SHA-256 of the parameters `{report['result_model']['tree_sha256']}`\n"
     text += f"- seed: {config.get('seed')}\n\nAll settings of the unlearning:\n\n"
-    return text + "```json\n" + json.dumps(config.get("unlearn") or {}, indent=2, default=str) + "\n```\n"
+    return text + "```json\n" + json.dumps(settings, indent=2, default=str) + "\n```\n"
 
 
 def _limits(export: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:

@@ -46,6 +46,11 @@ class Workdir:
         return self.root / "samples"
 
     @property
+    def cache(self) -> pathlib.Path:
+        """Encoded images and texts, see :mod:`jaxunlearn.io.latent_cache`; may be deleted."""
+        return self.root / "cache"
+
+    @property
     def tensorboard(self) -> pathlib.Path:
         """Event files."""
         return self.root / "tensorboard"

@@ -28,12 +28,14 @@ def noise(key: Array, t: Array, index: Array, shape: tuple[int, ...]) -> Array:
 
 
 def make_loss_rows(
-    predict: Callable[[object, Array, Array], Array], schedule: Schedule, error: str = "mean_squares"
+    predict: Callable[..., Array], schedule: Schedule, error: str = "mean_squares"
 ) -> Callable[..., Array]:
     """A function ``(params, x0 [B,H,W,C], t [B], index [B], key) -> [B]`` to be jitted once and used for all models.
 
+    With a condition as sixth argument, which the model then gets as its fourth.
+
     Args:
-      predict: ``(params, x_t, t) -> eps_hat``.
+      predict: ``(params, x_t, t) -> eps_hat``, or ``(params, x_t, t, cond) -> eps_hat``.
       schedule: the model's noise schedule.
       error: a name of :data:`ERRORS`.
 
@@ -43,9 +45,9 @@ def make_loss_rows(
     if error not in ERRORS:
         raise ValueError(f"unknown error {error!r}; known: {', '.join(ERRORS)}")
 
-    def loss_rows(params, x0, t, index, key):
+    def loss_rows(params, x0, t, index, key, *cond):
         eps = jax.vmap(lambda step, i: noise(key, step, i, x0.shape[1:]))(t, index)
-        return ERRORS[error](predict(params, schedule.add_noise(x0, eps, t), t) - eps)
+        return ERRORS[error](predict(params, schedule.add_noise(x0, eps, t), t, *cond) - eps)
 
     return loss_rows
 
@@ -59,6 +61,7 @@ def denoising_loss(
     noises: int = 16,
     batch_size: int = 500,
     each: Callable[[], None] = lambda: None,
+    cond: np.ndarray | None = None,
 ) -> np.ndarray:
     """Loss of each image at each t, averaged over common noises.
 
@@ -71,22 +74,26 @@ def denoising_loss(
       noises: number of noises per t.
       batch_size: rows per call; the last batch is filled up with repeated rows that are then dropped.
       each: called after every batch (progress, signals).
+      cond: the condition of each image [N, ...], for models that have one.
 
     Returns:
       float64 [N, len(t)].
 
     Raises:
-      ValueError: no images, no t or no noises.
+      ValueError: no images, no t or no noises, or not one condition for each image.
     """
     x0, t = np.asarray(x0, np.float32), np.asarray(t, np.int32)
     if not (len(x0) and len(t) and noises > 0):
         raise ValueError(f"the loss needs images, t and noises; got {len(x0)} images, {len(t)} t, {noises} noises")
+    if cond is not None and len(cond) != len(x0):
+        raise ValueError(f"{len(cond)} conditions for {len(x0)} images; allowed: one for each image")
     grid = np.stack(np.meshgrid(np.arange(len(x0)), np.arange(len(t)), np.arange(noises), indexing="ij"))
     image, place, index = grid.reshape(3, -1)
     values = np.empty(len(image))
     for start in range(0, len(image), batch_size):
         take = np.minimum(np.arange(start, start + batch_size), len(image) - 1)
-        result = loss_rows(params, x0[image[take]], t[place[take]], index[take].astype(np.int32), key)
+        rows = () if cond is None else (cond[image[take]],)
+        result = loss_rows(params, x0[image[take]], t[place[take]], index[take].astype(np.int32), key, *rows)
         stop = min(start + batch_size, len(image))
         values[start:stop] = np.asarray(result)[: stop - start]
         each()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxunlearn.models import unet2d
+from jaxunlearn.models import autoencoder_kl, clip_text, unet2d, unet2d_condition
+from jaxunlearn.models.autoencoder_kl_config import AutoencoderKLConfig
+from jaxunlearn.models.clip_text_config import CLIPTextConfig
+from jaxunlearn.models.unet2d_condition_config import UNet2DConditionConfig
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 
 
@@ -25,6 +28,11 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(UNet2DConfig, unet2d.UNet2D, unet2d.example_inputs),
+    "UNet2DConditionModel": Architecture(
+        UNet2DConditionConfig, unet2d_condition.UNet2DCondition, unet2d_condition.example_inputs
+    ),
+    "AutoencoderKL": Architecture(AutoencoderKLConfig, autoencoder_kl.AutoencoderKL, autoencoder_kl.example_inputs),
+    "CLIPTextModel": Architecture(CLIPTextConfig, clip_text.CLIPText, clip_text.example_inputs),
 }
 """``_class_name`` of a ``config.json`` -> :class:`Architecture`."""
 

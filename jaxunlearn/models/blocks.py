@@ -7,13 +7,15 @@ Names of submodules are diffusers' names with list indices as suffixes (``resnet
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxunlearn.models.layers import Conv, Dense, GroupNorm, SelfAttention
-from jaxunlearn.models.unet2d_config import UNet2DConfig
+from jaxunlearn.models.transformer import Transformer
+from jaxunlearn.models.unet_config_base import Level
 from jaxunlearn.types import Array
 
 
@@ -45,9 +47,9 @@ def halve(x: Array) -> Array:
 
 
 class Part(nn.Module):
-    """What all parts of a UNet share: its config, compute dtype and the choice of the forms of the layers."""
+    """What all parts of a model share: its config, compute dtype and the choice of the forms of the layers."""
 
-    config: UNet2DConfig
+    config: Any
     dtype: jnp.dtype = jnp.float32
     fast: bool = True
     attention_impl: str = "auto"
@@ -65,18 +67,20 @@ class Part(nn.Module):
         """A group normalisation of this model."""
         return GroupNorm(self.config.norm_num_groups, self.config.norm_eps, self.fast, name=name)
 
-    def self_attention(self, channels: int, name: str, **kwargs) -> SelfAttention:
-        """An attention of this model; ``attention_head_dim`` None is one head."""
-        kwargs = dict(groups=self.config.norm_num_groups) | kwargs
-        return SelfAttention(
-            self.config.attention_head_dim or channels,
+    def self_attention_settings(self, channels: int) -> dict:
+        """Keyword arguments for an attention of this model; ``attention_head_dim`` None is one head."""
+        return dict(
+            head_dim=self.config.attention_head_dim or channels,
+            groups=self.config.norm_num_groups,
             eps=self.config.norm_eps,
             dtype=self.dtype,
             fast=self.fast,
             attention_impl=self.attention_impl,
-            name=name,
-            **kwargs,
         )
+
+    def self_attention(self, channels: int, name: str) -> SelfAttention:
+        """An attention of this model."""
+        return SelfAttention(**self.self_attention_settings(channels), name=name)
 
 
 class ResBlock(Part):
@@ -137,68 +141,118 @@ class UpConv(Part):
         return self.conv(x.shape[-1], "conv")(double(x))
 
 
-class DownLevel(Part):
-    """One level on the way down: residual blocks, attention if asked for, then half the size unless it is the last.
+class UNetPart(Part):
+    """What the levels of a UNet share.
 
-    Returns the output and the list of all skip connections of the level.
+    Attributes:
+      remat: the backward pass computes the inside of residual blocks, attentions and transformers anew instead of
+        keeping it (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): the same numbers, less memory,
+        about a third more time. XLA's default schedule on CPU spends the saved memory again; the compiler option
+        ``xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED`` keeps it.
     """
 
-    features: int = 0
-    attention: bool = False
+    remat: bool = False
+
+    @property
+    def level_settings(self) -> dict:
+        """Keyword arguments for a level inside this part."""
+        return self.settings | dict(remat=self.remat)
+
+    def _kept_or_not(self, module: type[nn.Module], **kwargs) -> type[nn.Module]:
+        return nn.remat(module, **kwargs) if self.remat else module
+
+    def residual(self, x: Array, emb: Array, deterministic: bool, name: str, **kwargs) -> Array:
+        """Applies a :class:`ResBlock`."""
+        block = self._kept_or_not(ResBlock, static_argnums=(3,))
+        return block(**self.settings, name=name, **kwargs)(x, emb, deterministic)
+
+    def attend(self, x: Array, context: Array | None, level: Level, name: str, **kwargs) -> Array:
+        """Applies the attention or the transformer of a level, if it has one; ``kwargs`` are for the attention."""
+        if level.attention == "self":
+            return self._kept_or_not(SelfAttention)(**self.self_attention_settings(level.features) | kwargs, name=name)(
+                x
+            )
+        if level.attention == "cross":
+            transformer = self._kept_or_not(Transformer)(
+                level.heads,
+                self.config.norm_num_groups,
+                level.depth,
+                self.config.use_linear_projection,
+                self.dtype,
+                self.fast,
+                self.attention_impl,
+                name=name,
+            )
+            return transformer(x, context)
+        return x
+
+
+class DownLevel(UNetPart):
+    """One level on the way down: its residual blocks and attentions, then half the size unless it is the last.
+
+    Returns the output and the list of all skip connections of the level. ``context`` is what transformers see.
+    """
+
+    level: Level = Level(0, 0)
     last: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, deterministic: bool = True) -> tuple[Array, list[Array]]:
-        skips = []
-        for i in range(self.config.layers_per_block):
-            x = ResBlock(**self.settings, features=self.features, name=f"resnets_{i}")(x, emb, deterministic)
-            if self.attention:
-                x = self.self_attention(self.features, f"attentions_{i}")(x)
+    def __call__(self, x: Array, emb: Array, context: Array | None = None, deterministic: bool = True):
+        features, skips = self.level.features, []
+        for i in range(self.level.layers):
+            x = self.residual(x, emb, deterministic, f"resnets_{i}", features=features)
+            x = self.attend(x, context, self.level, f"attentions_{i}")
             skips.append(x)
         if not self.last:
-            if self.attention and self.config.downsample_type == "resnet":
-                down = ResBlock(**self.settings, features=self.features, resample="down", name="downsamplers_0")
-                x = down(x, emb, deterministic)
+            if self.level.attention == "self" and self.config.downsample_type == "resnet":
+                x = self.residual(x, emb, deterministic, "downsamplers_0", features=features, resample="down")
             else:
                 x = DownConv(**self.settings, name="downsamplers_0")(x)
             skips.append(x)
         return x, skips
 
 
-class UpLevel(Part):
+class UpLevel(UNetPart):
     """One level on the way up: takes its skips from the end of the list, then twice the size unless it is the last."""
 
-    features: int = 0
-    attention: bool = False
+    level: Level = Level(0, 0)
     last: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, skips: list[Array], emb: Array, deterministic: bool = True) -> Array:
-        for i in range(self.config.layers_per_block + 1):
+    def __call__(
+        self, x: Array, skips: list[Array], emb: Array, context: Array | None = None, deterministic: bool = True
+    ) -> Array:
+        features = self.level.features
+        for i in range(self.level.layers):
             x = jnp.concatenate([x, skips.pop()], -1)
-            x = ResBlock(**self.settings, features=self.features, name=f"resnets_{i}")(x, emb, deterministic)
-            if self.attention:
-                x = self.self_attention(self.features, f"attentions_{i}")(x)
+            x = self.residual(x, emb, deterministic, f"resnets_{i}", features=features)
+            x = self.attend(x, context, self.level, f"attentions_{i}")
         if self.last:
             return x
-        if self.attention and self.config.upsample_type == "resnet":
-            up = ResBlock(**self.settings, features=self.features, resample="up", name="upsamplers_0")
-            return up(x, emb, deterministic)
+        if self.level.attention == "self" and self.config.upsample_type == "resnet":
+            return self.residual(x, emb, deterministic, "upsamplers_0", features=features, resample="up")
         return UpConv(**self.settings, name="upsamplers_0")(x)
 
 
-class Middle(Part):
-    """Residual block, attention if the config asks for it, residual block."""
+class Middle(UNetPart):
+    """Residual block, attention or transformer if the level has one, residual block.
+
+    The scale factor of the config divides the outputs of the residual blocks and of self-attention, not of a
+    transformer.
+    """
+
+    level: Level = Level(0, 0)
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, deterministic: bool = True) -> Array:
-        config, channels = self.config, x.shape[-1]
-        common = dict(**self.settings, features=channels, scale_factor=config.mid_block_scale_factor)
-        x = ResBlock(**common, name="resnets_0")(x, emb, deterministic)
-        if config.add_attention:
+    def __call__(self, x: Array, emb: Array, context: Array | None = None, deterministic: bool = True) -> Array:
+        config = self.config
+        common = dict(features=self.level.features, scale_factor=config.mid_block_scale_factor)
+        x = self.residual(x, emb, deterministic, "resnets_0", **common)
+        special = {}
+        if self.level.attention == "self":
             groups = config.attn_norm_num_groups
             if groups is None and config.resnet_time_scale_shift == "default":
                 groups = config.norm_num_groups
-            factor = config.mid_block_scale_factor
-            x = self.self_attention(channels, "attentions_0", groups=groups, scale_factor=factor)(x)
-        return ResBlock(**common, name="resnets_1")(x, emb, deterministic)
+            special = dict(groups=groups, scale_factor=config.mid_block_scale_factor)
+        x = self.attend(x, context, self.level, "attentions_0", **special)
+        return self.residual(x, emb, deterministic, "resnets_1", **common)

@@ -1,22 +1,29 @@
-"""Parameters between diffusers (dotted names, torch layouts) and the trees of :mod:`jaxunlearn.models`.
+"""Parameters between torch (dotted names, torch layouts) and the trees of :mod:`jaxunlearn.models`.
 
-A path of the tree is the diffusers name with list indices as suffixes: ``down_blocks.0.resnets.1.conv1.weight`` is
-``down_blocks_0 / resnets_1 / conv1 / kernel``. Only the containers in :data:`LISTS` have indices, so that
-``linear_1`` stays what it is. One table, :func:`name_table`, serves both directions.
+This holds for the models of diffusers (UNets, autoencoder) and for the CLIP text model of transformers. A path of the
+tree is the torch name with list indices as suffixes: ``down_blocks.0.resnets.1.conv1.weight`` is ``down_blocks_0 /
+resnets_1 / conv1 / kernel``. Only the containers in :data:`LISTS` have indices, so that ``linear_1`` stays what it is.
+One table, :func:`name_table`, serves both directions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
 
 from jaxunlearn.types import PyTree
 
-LISTS = ("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out")
-"""The names that are lists in diffusers."""
+LISTS = (
+    *("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out"),
+    *("transformer_blocks", "net", "layers"),
+)
+"""The names that are lists in torch."""
+
+TEXT_PREFIX = "text_model."
+"""What the names of a CLIP text model begin with in files of transformers before 5."""
 
 _INDEXED = re.compile(rf"({'|'.join(LISTS)})_(\d+)")
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -78,10 +85,12 @@ _TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def to_flax(tensors: Mapping[str, np.ndarray], abstract_params: PyTree) -> PyTree:
-    """Tensors of a diffusers weight file -> parameter tree.
+    """Tensors of a weight file -> parameter tree.
 
     The attention names of diffusers before 0.12 (``query``, ``key``, ``value``, ``proj_attn``) and their weights in the
-    form of 1x1 convolutions are understood. Dtypes stay as they are.
+    form of 1x1 convolutions are understood. :data:`TEXT_PREFIX` is dropped where the tree does not have it, and
+    ``position_ids``, which are no parameters, are passed over. Dtypes stay as they are. Beside source and result one
+    tensor at a time is held.
 
     Args:
       tensors: dotted name -> array in torch layout.
@@ -95,12 +104,16 @@ def to_flax(tensors: Mapping[str, np.ndarray], abstract_params: PyTree) -> PyTre
     """
     shapes = _flatten(abstract_params)
     table = name_table(abstract_params)
+    drop = "" if "text_model" in abstract_params else TEXT_PREFIX
     found: dict[str, np.ndarray] = {}
     given: dict[str, str] = {}
     problems = []
     for name, tensor in tensors.items():
-        match = _OLD_NAME.fullmatch(name)
-        new = f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
+        if name.endswith(".position_ids"):
+            continue
+        new = name.removeprefix(drop)
+        match = _OLD_NAME.fullmatch(new)
+        new = f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else new
         tensor = np.asarray(tensor)
         if _ATTENTION_WEIGHT.fullmatch(new) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]
@@ -133,14 +146,28 @@ def to_flax(tensors: Mapping[str, np.ndarray], abstract_params: PyTree) -> PyTre
     return params
 
 
-def to_diffusers(params: PyTree) -> dict[str, np.ndarray]:
+def prefix_of(names: Iterable[str]) -> str:
+    """The argument ``prefix`` with which :func:`to_diffusers` writes the form of names that was read.
+
+    >>> prefix_of(["text_model.final_layer_norm.weight"])
+    'text_model.'
+    """
+    names = list(names)
+    return TEXT_PREFIX if names and all(name.startswith(TEXT_PREFIX) for name in names) else ""
+
+
+def to_diffusers(params: PyTree, prefix: str = "") -> dict[str, np.ndarray]:
     """Parameter tree -> dotted name -> array in torch layout.
 
     Every array is C-contiguous: ``safetensors.numpy.save_file`` silently writes transposed views wrong. Dtypes stay as
     they are.
 
+    Args:
+      params: a tree of arrays.
+      prefix: put before every name, see :func:`prefix_of`.
+
     Raises:
-      ValueError: a leaf has no name in diffusers.
+      ValueError: a leaf has no name in torch.
     """
     leaves = _flatten(params)
     tensors = {}
@@ -148,5 +175,5 @@ def to_diffusers(params: PyTree) -> dict[str, np.ndarray]:
         tensor = np.asarray(jax.device_get(leaves[path]))
         if path[-1] == "kernel":
             tensor = tensor.transpose(_TO_TORCH[tensor.ndim])
-        tensors[name] = np.ascontiguousarray(tensor)
+        tensors[prefix + name] = np.ascontiguousarray(tensor)
     return tensors

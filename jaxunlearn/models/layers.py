@@ -32,7 +32,8 @@ from jaxunlearn.types import Array
 ATTENTION_IMPLS = ("auto", "folded", "xla", "cudnn")
 
 
-def _at_least_float32(dtype):
+def at_least_float32(dtype):
+    """The dtype of normalisations and of the softmax."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -44,7 +45,7 @@ def _varying_axes(x: Array) -> frozenset[str]:
     return getattr(getattr(aval, "manual_axis_type", None), "varying", frozenset())
 
 
-def _varying_like(x: Array, *references: Array) -> Array:
+def varying_like(x: Array, *references: Array) -> Array:
     """Inside ``shard_map``: marks x as different on the mesh axes on which a reference is.
 
     A custom backward pass returns the gradient of this device; the transpose of the mark adds them up over devices.
@@ -65,7 +66,7 @@ def sum_pixels(x: Array) -> Array:
     rows = max(d for d in range(1, math.isqrt(max(count, 1)) + 1) if count % d == 0)
     for shape in ((batch * rows, count // rows, channels), (batch, rows, channels)):
         x = x.reshape(shape)
-        ones = _varying_like(jnp.ones(shape[:2], x.dtype), x)
+        ones = varying_like(jnp.ones(shape[:2], x.dtype), x)
         x = lax.dot_general(ones, x, (((1,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
     return x
 
@@ -84,7 +85,7 @@ def _add_bias_forward(x, bias):
 
 def _add_bias_backward(_, dy):
     # Per example first: the batch axis may be divided over devices, and stays so.
-    wide = dy.reshape(dy.shape[0], -1, dy.shape[-1]).astype(_at_least_float32(dy.dtype))
+    wide = dy.reshape(dy.shape[0], -1, dy.shape[-1]).astype(at_least_float32(dy.dtype))
     return dy, sum_pixels(wide).sum(0).astype(dy.dtype)
 
 
@@ -93,7 +94,7 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 def add_bias(x: Array, bias: Array) -> Array:
     """``x [B,...,C] + bias [C]``, both of one dtype; the gradient of the bias is a product with a vector of ones."""
-    return _add_bias(x, _varying_like(bias, x))
+    return _add_bias(x, varying_like(bias, x))
 
 
 # ------------------------------------------------------------------------------------------------- group normalisation
@@ -120,7 +121,7 @@ def _group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float) ->
 
 
 def _group_norm_forward(x, scale, bias, groups, eps):
-    wide = x.astype(_at_least_float32(x.dtype))
+    wide = x.astype(at_least_float32(x.dtype))
     mean, inverse = _moments(wide, groups, eps)
     y = (wide - mean[:, None]) * (inverse * scale)[:, None] + bias
     return y.astype(x.dtype), (x, scale, mean, inverse)
@@ -128,7 +129,7 @@ def _group_norm_forward(x, scale, bias, groups, eps):
 
 def _group_norm_backward(groups, eps, residuals, dy):
     x, scale, mean, inverse = residuals
-    wide = _at_least_float32(x.dtype)
+    wide = at_least_float32(x.dtype)
     centred = x.astype(wide) - mean[:, None]
     dy = dy.astype(wide)
     sum_dy = sum_pixels(dy)
@@ -160,10 +161,10 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, fas
     Source: Wu and He 2018, "Group Normalization", Eq. 1 to 3.
     """
     shape = x.shape
-    wide = _at_least_float32(x.dtype)
+    wide = at_least_float32(x.dtype)
     scale, bias = scale.astype(wide), bias.astype(wide)
     if fast:
-        scale, bias = _varying_like(scale, x), _varying_like(bias, x)
+        scale, bias = varying_like(scale, x), varying_like(bias, x)
         return _group_norm(x.reshape(shape[0], -1, shape[-1]), scale, bias, groups, float(eps)).reshape(shape)
     grouped = x.astype(wide).reshape(shape[0], -1, groups, shape[-1] // groups)
     mean = grouped.mean((1, 3), keepdims=True)
@@ -175,7 +176,7 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, eps: float, fas
 
 
 def _scores(q: Array, k: Array) -> Array:
-    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=_at_least_float32(q.dtype))
+    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
 
 
 @jax.custom_vjp
@@ -184,7 +185,7 @@ def _folded(q: Array, k: Array, v: Array) -> Array:
 
 
 def _folded_forward(q, k, v):
-    wide = _at_least_float32(q.dtype)
+    wide = at_least_float32(q.dtype)
     factor = 1 / np.sqrt(q.shape[-1])
     scores = _scores((q * factor).astype(q.dtype), k)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True)).astype(q.dtype)
@@ -197,7 +198,7 @@ def _folded_forward(q, k, v):
 
 def _folded_backward(residuals, d_out):
     q, k, v1, weights, out, total = residuals
-    wide = _at_least_float32(q.dtype)
+    wide = at_least_float32(q.dtype)
     factor = 1 / np.sqrt(q.shape[-1])
     d_out = d_out.astype(wide) / total
     # One product gives (d_out . v - sum(d_out * out)) / total: the last column of v1 is one.
@@ -217,7 +218,8 @@ def attention(q: Array, k: Array, v: Array, impl: str = "auto", fast: bool = Tru
     """``softmax(q k^T / sqrt(D)) v`` per head.
 
     Args:
-      q, k, v: [B,N,heads,D] of one dtype.
+      q: [B,N,heads,D].
+      k, v: [B,M,heads,D] of q's dtype; M = N in self-attention.
       impl: "folded" (own backward pass from the saved exponentials, the fastest on CPU), "xla" or "cudnn" (those of
         ``jax.nn.dot_product_attention``; cudnn needs a GPU, float16 or bfloat16, and D at most 128), or "auto": folded
         on CPU, cudnn on a GPU where it can be used, xla otherwise.
@@ -242,7 +244,7 @@ def attention(q: Array, k: Array, v: Array, impl: str = "auto", fast: bool = Tru
         flash = backend == "gpu" and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
         impl = "folded" if backend == "cpu" else "cudnn" if flash else "xla"
     if impl == "folded":
-        return _folded(*(_varying_like(x, q, k, v) for x in (q, k, v)))
+        return _folded(*(varying_like(x, q, k, v) for x in (q, k, v)))
     return jax.nn.dot_product_attention(q, k, v, implementation=impl)
 
 
@@ -285,18 +287,21 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear layer with bias, [...,C] -> [...,features]; kernel [C,features]."""
+    """Linear layer, with bias unless ``use_bias`` is False, [...,C] -> [...,features]; kernel [C,features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
     fast: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = _uniform(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype)
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         y = x.astype(self.dtype) @ kernel
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         return add_bias(y, bias) if self.fast else y + bias
 
 

@@ -110,13 +110,33 @@ def _check_conditions(keep: PyTree, forget: PyTree) -> None:
             )
 
 
-def _check_lam(lam: float | Array) -> None:
-    if not isinstance(lam, jax.core.Tracer) and not 0 <= float(lam) <= 1:
+FROM_BATCH = "batch"
+"""As ``lam``: every row brings its own, in ``batch.extra["lam"]`` [B]."""
+
+
+def _check_lam(lam: float | Array | str) -> None:
+    if isinstance(lam, str):
+        if lam != FROM_BATCH:
+            raise ValueError(f"lam must lie in [0, 1] or be {FROM_BATCH!r}, got {lam!r}")
+    elif not isinstance(lam, jax.core.Tracer) and not 0 <= float(lam) <= 1:
         raise ValueError(f"lam must lie in [0, 1], got {lam}")
 
 
+def _lam_of(lam: float | Array | str, batch: Batch) -> float | Array:
+    """The number, or the [B] of the batch."""
+    return batch.extra["lam"] if isinstance(lam, str) else lam
+
+
+def _extra_of(lam: float | Array | str) -> dict[str, str]:
+    return {"lam": "[B]"} if isinstance(lam, str) else {}
+
+
 def siss(
-    schedule: Schedule, *, lam: float = 0.5, error: Error = sum_squares, forget_error: Error | None = None
+    schedule: Schedule,
+    *,
+    lam: float | Array | str = 0.5,
+    error: Error = sum_squares,
+    forget_error: Error | None = None,
 ) -> PerExampleObjective:
     """SISS(lam): one forward pass, two importance-weighted terms.
 
@@ -126,9 +146,15 @@ def siss(
     ``keep.cond`` and ``forget.cond`` of a row must be equal, since the mixture is over images under one condition.
     Concrete arrays are checked; under ``jit`` it is the caller's duty.
 
+    A lam that changes from step to step: ``lam="batch"`` reads it from ``batch.extra["lam"]``, float [B], which the
+    training loop fills (``np.full(B, lam_schedule(step), np.float32)``). One compiled step serves all values, on any number
+    of devices and micro-batches. Values in a batch are not checked: outside [0, 1] the weights mean nothing. A function that
+    takes lam as a traced scalar and builds the objective inside (``siss(schedule, lam=lam)``) also compiles once. A draw
+    function with ``stratify_lam`` knows only one number.
+
     Args:
       schedule: the noise schedule.
-      lam: probability of the forget component, in [0, 1].
+      lam: probability of the forget component, in [0, 1]; a number, a traced scalar, or ``"batch"``.
       error: of the keep term. The SISS settings assume ``sum_squares``.
       forget_error: of the forget term (``error`` if None); wrap it to select times or frequencies. The weights always
         use all frequencies.
@@ -143,9 +169,10 @@ def siss(
         _check_conditions(batch.keep.cond, batch.forget.cond)
         x0, a0 = batch.keep.x0, batch.forget.x0
         alpha, sigma = schedule.alpha(draw.t), schedule.sigma(draw.t)
-        m_t, from_forget = mixture_sample(batch, draw, schedule, lam)
+        probability = _lam_of(lam, batch)
+        m_t, from_forget = mixture_sample(batch, draw, schedule, probability)
         gap = log_ratio(m_t, x0, a0, alpha, sigma)
-        w_keep, w_forget = mixture_weights(gap, lam)
+        w_keep, w_forget = mixture_weights(gap, probability)
         eps_hat = at_least_float32(predict(params, m_t, draw.t, batch.keep.cond))
         terms = {
             "keep": w_keep * error(eps_hat - eps_from_x0(m_t, x0, alpha, sigma), draw.t),
@@ -159,11 +186,17 @@ def siss(
         }
         return terms, aux
 
-    return PerExampleObjective(function, terms=("keep", "forget"), forget_sign=-1)
+    return PerExampleObjective(
+        function, terms=("keep", "forget"), forget_sign=-1, batch_extra=_extra_of(lam), name="siss"
+    )
 
 
 def bernoulli(
-    schedule: Schedule, *, lam: float = 0.5, error: Error = sum_squares, forget_error: Error | None = None
+    schedule: Schedule,
+    *,
+    lam: float | Array | str = 0.5,
+    error: Error = sum_squares,
+    forget_error: Error | None = None,
 ) -> PerExampleObjective:
     """Each row serves one term: ``err(x_t) / (1 - lam)`` to keep or ``err(a_t) / lam`` to forget, by a coin ``u < lam``.
 
@@ -171,25 +204,30 @@ def bernoulli(
 
     Args:
       schedule: the noise schedule.
-      lam: probability that a row serves forget, strictly between 0 and 1.
+      lam: probability that a row serves forget, strictly between 0 and 1; a number, a traced scalar, or ``"batch"`` as
+        in :func:`siss`.
       error: of the keep term.
       forget_error: of the forget term (``error`` if None).
 
     Raises:
       ValueError: lam outside (0, 1).
     """
-    if not 0 < lam < 1:
+    _check_lam(lam)
+    if not isinstance(lam, (str, jax.core.Tracer)) and not 0 < lam < 1:
         raise ValueError(f"bernoulli needs 0 < lam < 1 (each term needs rows), got {lam}")
     forget_error = forget_error or error
 
     def function(predict, params, batch, draw, ref_params):
         _check_conditions(batch.keep.cond, batch.forget.cond)
-        m_t, from_forget = mixture_sample(batch, draw, schedule, lam)
+        probability = _lam_of(lam, batch)
+        m_t, from_forget = mixture_sample(batch, draw, schedule, probability)
         residual = at_least_float32(predict(params, m_t, draw.t, batch.keep.cond)) - draw.eps
         chosen = per_example(from_forget, residual)
         # The residual is masked before the error, so that a row of the other term cannot leak a NaN gradient.
-        keep = jnp.where(from_forget, 0, error(jnp.where(chosen, 0, residual), draw.t)) / (1 - lam)
-        forget = jnp.where(from_forget, forget_error(jnp.where(chosen, residual, 0), draw.t), 0) / lam
+        keep = jnp.where(from_forget, 0, error(jnp.where(chosen, 0, residual), draw.t)) / (1 - probability)
+        forget = jnp.where(from_forget, forget_error(jnp.where(chosen, residual, 0), draw.t), 0) / probability
         return {"keep": keep, "forget": forget}, {"from_forget": from_forget.astype(residual.dtype)}
 
-    return PerExampleObjective(function, terms=("keep", "forget"), forget_sign=-1)
+    return PerExampleObjective(
+        function, terms=("keep", "forget"), forget_sign=-1, batch_extra=_extra_of(lam), name="bernoulli"
+    )

@@ -35,6 +35,10 @@ def defaults() -> ConfigDict:
         dict(
             name="digits",  # digits, folder, idx, npz, tfds
             path=placeholder(str),  # file or folder, where the source needs one
+            captions=placeholder(
+                str
+            ),  # folder only: a .jsonl file of file_name and text; None: metadata.jsonl in it, if any
+            caption=placeholder(str),  # one text for all images that have none of their own
             labels_path=placeholder(str),  # idx only, if not beside the images
             split=placeholder(str),  # where the source holds several: tfds, idx
             size=placeholder(int),  # crop to a square and resize to this many pixels; None keeps the size
@@ -46,7 +50,13 @@ def defaults() -> ConfigDict:
         )
     )
     # Adds copies of an image to the training set, so that the model memorises it: for experiments.
-    config.data.plant = ConfigDict(dict(image=placeholder(str), copies=0))  # a file, "sample:china" or "sample:flower"
+    config.data.plant = ConfigDict(
+        dict(
+            image=placeholder(str),  # a file, "sample:china" or "sample:flower"
+            copies=0,
+            caption=placeholder(str),  # their text; None: data.caption
+        )
+    )
     # What must go. Any of these; together they add up.
     config.data.forget = ConfigDict(
         dict(
@@ -84,6 +94,23 @@ def defaults() -> ConfigDict:
     )
     config.base.optimizer = optimizer(learning_rate=1e-4, lr_schedule="cosine", warmup_steps=100)
 
+    # Models with an autoencoder: every image is encoded once, and found again by later runs with the same folder.
+    config.latents = ConfigDict(
+        dict(
+            cache=placeholder(str),  # folder of the encoded images and texts; None: cache/ in the work directory
+            batch_size=8,  # images (or texts) that the autoencoder (or text encoder) takes at a time
+            sample=True,  # True: a new draw mean + std * noise each time an image is used; False: the mean
+        )
+    )
+
+    # How the network computes in every stage of training; parameters, losses and the optimizer stay float32.
+    config.compute = ConfigDict(
+        dict(
+            dtype="float32",  # or bfloat16
+            remat=False,  # compute activations again in the backward pass: less memory, about a third more time
+        )
+    )
+
     # How it is unlearned.
     config.unlearn = ConfigDict(
         dict(
@@ -98,6 +125,9 @@ def defaults() -> ConfigDict:
             t_min=0,  # first timestep that is drawn
             t_max=0,  # one past the last; 0 means all
             stratify=False,  # exactly lam * batch_size rows of the mixture come from forget
+            # One text that conditions keep and forget images alike; None: each image's own caption. siss and bernoulli
+            # mix the two images of a row, which must therefore have one text.
+            prompt=placeholder(str),
         )
     )
     # Selection in the forget term alone: which t (half-open window) and which frequencies (radius in Nyquist units).
@@ -152,6 +182,8 @@ def defaults() -> ConfigDict:
             confidence=0.95,
             seed=0,
             include_images=False,  # show the forget images in the report: the request may have been to erase them
+            guidance=7.5,  # models of text: scale of classifier-free guidance; 1 is none
+            prompts=placeholder(tuple),  # models of text: what is sampled; None: the captions of the training images
         )
     )
     config.eval.classifier = ConfigDict(

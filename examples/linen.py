@@ -1,0 +1,36 @@
+"""A Flax Linen module as the model. `python examples/linen.py`"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen
+
+import jaxunlearn as ju
+
+SCHEDULE, DRAW, TX = ju.schedule.linear(1000), ju.timesteps.uniform(1000), optax.adam(1e-3)
+IMAGES = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1), minval=-1.0)  # 8x8 pixels in [-1, 1]
+BATCH = ju.Batch(keep=ju.Example(IMAGES[:8]), forget=ju.Example(IMAGES[8:]))
+
+
+class Net(linen.Module):
+    @linen.compact
+    def __call__(self, x, t):
+        time = jnp.broadcast_to(t[:, None, None, None] / 1000, x.shape)
+        hidden = linen.silu(linen.Conv(16, (3, 3))(jnp.concatenate([x, time], axis=-1)))
+        return linen.Conv(x.shape[-1], (3, 3))(hidden)
+
+
+def unlearn(objective, combine, params, predict):
+    step = jax.jit(ju.make_train_step(objective, combine, predict, TX))
+    state = ju.init_state(params, TX, combine, ref=objective.needs_ref)
+    for i in range(20):
+        state, metrics = step(state, BATCH, DRAW(jax.random.fold_in(jax.random.key(1), i), BATCH))
+    print({name: float(value) for name, value in metrics.items() if name.startswith("loss/")})
+
+
+if __name__ == "__main__":
+    predict = ju.predictors.from_linen(Net())
+    params = Net().init(jax.random.key(2), IMAGES, jnp.zeros(16, jnp.int32))["params"]
+    unlearn(ju.siss(SCHEDULE, lam=0.5), ju.relative_norm(0.1), params, predict)
+    coarse = ju.filtered(ju.mean_squares, ju.low_pass(0.5))  # NPO on coarse shapes alone
+    unlearn(ju.npo(SCHEDULE, level=1.0, forget_error=coarse), ju.weighted_sum(keep=1.0, forget=0.1), params, predict)

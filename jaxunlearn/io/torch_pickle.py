@@ -1,0 +1,185 @@
+"""Tensors out of files that ``torch.save`` wrote (``.bin``), without torch and without running anything in them.
+
+Such a file is a zip: ``<prefix>/data.pkl`` is a pickle that says which tensors there are, ``<prefix>/data/<key>`` are
+their storages, raw and uncompressed. The pickle is read by :mod:`jaxunlearn.io.pickle_machine`.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import struct
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.io.pickle_machine import RefusedPickle, Storage, Tensor, kind_of, run
+from jaxunlearn.io.safetensors_header import TensorEntry
+
+MAX_PICKLE = 8 * 2**20
+"""Bytes of ``data.pkl``; a tensor takes about 200 of them."""
+_MAX_EMPTY = 2**31
+
+_REMEDY = "re-save as safetensors, on a machine where you trust the file"
+
+
+def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a ``.bin`` file, as C-contiguous arrays that own their memory.
+
+    float16, bfloat16 (as ``ml_dtypes.bfloat16``), float32, float64, int32, int64, bool and uint8 are understood.
+
+    Raises:
+      ValueError: one line: not a zip of torch 1.6 or later, damaged, or holding anything but a flat dictionary of
+        tensors; a name that is not allowed is told (:class:`RefusedPickle`).
+    """
+    path = pathlib.Path(path)
+    with _Archive(path) as archive:
+        tensors = archive.tensors()
+        by_storage: dict[str, list[str]] = {}
+        for name, tensor in tensors.items():
+            by_storage.setdefault(tensor.storage.key, []).append(name)
+        arrays = {}
+        for key, names in by_storage.items():
+            content = archive.read(f"data/{key}")
+            for name in names:
+                arrays[name] = _array(content, tensors[name])
+    return {name: arrays[name] for name in tensors}
+
+
+def inspect_torch_file(path: pathlib.Path) -> dict[str, TensorEntry]:
+    """Dtype and shape of every tensor of a ``.bin`` file; no tensor is read.
+
+    Raises:
+      ValueError: as :func:`read_torch_file`.
+    """
+    with _Archive(pathlib.Path(path)) as archive:
+        return {name: TensorEntry(t.storage.kind.name, t.shape) for name, t in archive.tensors().items()}
+
+
+class _Archive:
+    """The zip of a ``.bin`` file. Every ValueError of its methods names the file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __enter__(self) -> _Archive:
+        try:
+            with self.path.open("rb") as file:
+                start = file.read(8)
+        except OSError as error:
+            raise self._damaged(error) from None
+        if start == b"version ":
+            raise ValueError(f"{self.path.name}: is a git-lfs pointer, not the weights; run `git lfs pull`")
+        if not start.startswith(b"PK\x03\x04"):
+            raise self._error("is not a zip: a file of torch before 1.6, or none of torch")
+        try:
+            self.zip = zipfile.ZipFile(self.path)
+        except _ZIP_ERRORS as error:
+            raise self._damaged(error) from None
+        try:
+            self._index()
+        except BaseException:
+            self.zip.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.zip.close()
+
+    def _index(self) -> None:
+        """Finds the records, and refuses a zip that torch would not write."""
+        entries = self.zip.infolist()
+        names = [entry.filename for entry in entries]
+        if len(set(names)) < len(names):
+            raise self._error("two records of the zip have one name")
+        roots = [name[: -len("data.pkl")] for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(roots) != 1:
+            raise self._error("the zip holds no <name>/data.pkl, so torch did not write it")
+        for entry in entries:
+            stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+            if not stored or entry.flag_bits & 1:
+                raise self._error(f"record {entry.filename[-60:]!r} is compressed or encrypted, which torch never does")
+        # Records of a zip bomb overlap each other.
+        if sum(entry.file_size for entry in entries) > self.path.stat().st_size:
+            raise self._error("the records of the zip are larger than the file")
+        self.records = {e.filename[len(roots[0]) :]: e for e in entries if e.filename.startswith(roots[0])}
+
+    def read(self, record: str) -> bytes:
+        """The content of a record of the zip."""
+        try:
+            return self.zip.read(self.records[record])
+        except _ZIP_ERRORS as error:
+            raise self._damaged(error) from None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the pickle describes, checked against the storages that are there."""
+        if "byteorder" in self.records and self.read("byteorder").strip() != b"little":
+            raise self._error("its byte order is not little-endian")
+        if self.records["data.pkl"].file_size > MAX_PICKLE:
+            raise self._error(f"data.pkl has more than {MAX_PICKLE} bytes, too many for a table of tensors")
+        try:
+            found = run(self.read("data.pkl"))
+            _check_table(found)
+            for tensor in found.values():
+                _check_tensor(tensor)
+                self._check_storage(tensor.storage)
+        except RefusedPickle as error:
+            raise RefusedPickle(f"{self.path.name}: {error}; nothing of it was run; {_REMEDY}") from None
+        needed = sum(math.prod(t.shape) * t.storage.kind.dtype.itemsize for t in found.values())
+        if needed > 8 * self.path.stat().st_size:
+            raise self._error(f"its tensors need {needed} bytes, more than eight times the file")
+        return found
+
+    def _check_storage(self, storage: Storage) -> None:
+        record = self.records.get(f"data/{storage.key}")
+        if record is None:
+            raise RefusedPickle(f"storage {storage.key[:40]!r} is not in the file")
+        if record.file_size != storage.count * storage.kind.dtype.itemsize:
+            wanted = storage.count * storage.kind.dtype.itemsize
+            raise RefusedPickle(f"storage {storage.key[:40]!r} has {record.file_size} bytes but should have {wanted}")
+
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"{self.path.name}: {reason}; {_REMEDY}")
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split())[:120]
+        return ValueError(f"{self.path.name}: is damaged ({reason or type(error).__name__}); copy it again")
+
+
+# What zipfile raises for files that were changed: bad offsets, unknown versions and methods, wrong checksums, names that
+# do not decode, sizes that do not fit.
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError, OverflowError, struct.error)
+
+
+def _array(content: bytes, tensor: Tensor) -> np.ndarray:
+    dtype = tensor.storage.kind.dtype
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, dtype)
+    flat = np.frombuffer(content, np.uint8 if dtype == np.bool_ else dtype)[tensor.offset :]
+    strides = [stride * dtype.itemsize if size > 1 else 0 for stride, size in zip(tensor.strides, tensor.shape)]
+    view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+    return view != 0 if dtype == np.bool_ else view.copy()
+
+
+def _check_table(found: Any) -> None:
+    if not isinstance(found, dict):
+        raise RefusedPickle(f"it holds something of type {kind_of(found)}, not a dictionary of tensors")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise RefusedPickle(f"{name[:80]!r} is of type {kind_of(value)}, not a tensor")
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    """Every element must lie in the storage, and no two at one place."""
+    if 0 in tensor.shape:
+        if math.prod(size for size in tensor.shape if size) > _MAX_EMPTY:
+            raise RefusedPickle(f"a tensor without elements has the shape {tensor.shape}")
+        return
+    extent = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.strides, tensor.shape) if size > 1):
+        if stride < extent:
+            raise RefusedPickle(f"a tensor of shape {tensor.shape} has overlapping strides {tensor.strides}")
+        extent += (size - 1) * stride
+    if tensor.offset + extent > tensor.storage.count:
+        raise RefusedPickle(f"a tensor of shape {tensor.shape} reaches beyond its storage of {tensor.storage.count}")

@@ -1,0 +1,143 @@
+"""The configuration of a transformers ``CLIPTextModel``: its fields, their defaults, and every value that is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from jaxunlearn.models.unet_config_base import Checks, is_int, is_number
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+_WORDS = """
+    architectures dropout dtype initializer_factor initializer_range logit_scale_init_value model_type projection_dim
+    text_config torch_dtype transformers_version vision_config
+
+    add_cross_attention attn_implementation bad_words_ids begin_suppress_tokens chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_cache
+"""
+_WITHOUT_EFFECT = frozenset(_WORDS.split())
+"""Keys that no computation here depends on: of CLIP, and those that transformers 4 wrote for every kind of model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+    """What a ``CLIPTextModel`` is made of. Immutable and hashable.
+
+    Attributes:
+      vocab_size: token ids are below it.
+      hidden_size: width of the embeddings, D.
+      intermediate_size: width inside the feed-forward parts.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: divides ``hidden_size``.
+      max_position_embeddings: most tokens of one prompt.
+      hidden_act: "quick_gelu" (``x sigmoid(1.702 x)``) or "gelu" (the exact one).
+      layer_norm_eps: of every layer normalisation.
+      attention_dropout: kept for the round trip, without effect: the text encoder is not trained here.
+      pad_token_id, bos_token_id, eos_token_id: kept for the round trip, without effect; the tokenizer's files decide.
+
+    Raises:
+      ValueError: one line for every field that is not implemented or not consistent.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | tuple[int, ...] | None = 49407
+
+    def __post_init__(self):
+        if isinstance(self.eos_token_id, list):  # newer files may name several
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        problems = _problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CLIPTextConfig:
+        """Reads the content of the ``config.json`` of a folder ``text_encoder/``; missing keys take the defaults.
+
+        Files of transformers 4 and 5 are understood, and those of a whole CLIP model, whose ``text_config`` is taken.
+        Unknown keys give one warning; those that transformers writes for every kind of model are passed over.
+
+        Raises:
+          ValueError: one line for every refused value, also for another architecture.
+        """
+        problems = _other_architecture(values)
+        nested = values.get("text_config")
+        if values.get("model_type") == "clip" and not isinstance(nested, Mapping):
+            problems.append(
+                f"text_config: {nested!r} is not supported; allowed: a mapping; a file of a CLIP model has it"
+            )
+        if isinstance(nested, Mapping):
+            values = nested
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = names | _WITHOUT_EFFECT
+        unknown = sorted(k for k in values if k not in known and not k.startswith("_"))
+        if unknown:
+            warnings.warn(f"unknown keys in the text config have no effect: {', '.join(unknown)}", stacklevel=2)
+        try:
+            config = cls(**{k: v for k, v in values.items() if k in names})
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values; :meth:`from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _other_architecture(values: Mapping[str, Any]) -> list[str]:
+    """Lines for a file that belongs to another kind of text encoder."""
+    remedy = (
+        "text encoders with a projection (SDXL) or of another kind are not implemented; use Stable Diffusion 1 or 2"
+    )
+    allowed = ("CLIPTextModel", "CLIPModel") if values.get("model_type") == "clip" else ("CLIPTextModel",)
+    names = values.get("architectures") or []
+    lines = [
+        f"architectures: {name!r} is not supported; allowed: {', '.join(allowed)}; {remedy}"
+        for name in (names if isinstance(names, list | tuple) else [names])
+        if name not in allowed
+    ]
+    if values.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
+        kind = values["model_type"]
+        lines.append(f"model_type: {kind!r} is not supported; allowed: clip_text_model, clip; {remedy}")
+    return lines
+
+
+def _problems(c: CLIPTextConfig) -> list[str]:
+    """One line ``key: value is not supported; allowed ...; remedy`` for every refused value."""
+    checks = Checks(c)
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    for key in (*sizes, "max_position_embeddings"):
+        checks.check(is_int(getattr(c, key)), key, "an integer >= 1")
+    checks.one_of("hidden_act", ACTIVATIONS)
+    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        ids = getattr(c, key)
+        good = ids is None or all(is_int(i, 0) for i in (ids if isinstance(ids, tuple) else (ids,)))
+        checks.check(good, key, "None or an integer >= 0")
+    good = is_number(c.attention_dropout) and 0 <= c.attention_dropout < 1
+    checks.check(good, "attention_dropout", "a number in [0, 1)")
+    good = is_number(c.layer_norm_eps) and 0 < c.layer_norm_eps < 1
+    checks.check(good, "layer_norm_eps", "a number in (0, 1)")
+    if is_int(c.hidden_size) and is_int(c.num_attention_heads):
+        good = c.hidden_size % c.num_attention_heads == 0
+        checks.check(good, "num_attention_heads", f"a divisor of hidden_size {c.hidden_size}")
+    return checks.lines

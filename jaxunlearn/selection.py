@@ -1,0 +1,300 @@
+"""Choosing a window of t and a band of frequencies from the images, the schedule and the model, without a grid search.
+
+Three curves decide: which frequencies are there at which t (:mod:`jaxunlearn.spectrum`); the loss gap, what the model knows
+of the forget images; their spectrum against that of the others, what sets them apart. :func:`choose` joins them by a fixed
+rule. This is our own design, from no paper; the thresholds are ours, and no claim of quality is made for what it proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn.errors import filtered, weighted
+from jaxunlearn.forgetting import ProbeLosses
+from jaxunlearn.frequency import CORNER, FILTERS, RadialSpectrum, radial_spectrum, shell_power
+from jaxunlearn.schedule import Schedule
+from jaxunlearn.spectrum import TINY_POWER, cutoff_from_spectrum, resolved_bins, window_from_spectrum
+from jaxunlearn.timesteps import window
+from jaxunlearn.types import Error, Example, PyTree
+
+MIN_KEEP = 16
+"""Keep images without which the spectra are not compared: their spread is the yardstick of a difference."""
+
+
+# What the model has learned of the forget images.
+
+
+class LossGap(NamedTuple):
+    """How much better the model knows the forget images than held-out ones, per t.
+
+    Attributes:
+      t: [K], rising.
+      gap: [K], ``1 - loss(forget) / loss(held out)``: 0 as unknown images, 1 known by heart. Any positive scale will do.
+      error: [K], standard error of the gap.
+    """
+
+    t: np.ndarray
+    gap: np.ndarray
+    error: np.ndarray
+
+
+def loss_gap(
+    probe_losses: ProbeLosses, params: PyTree, forget: Example, held_out: Example, t: np.ndarray, least: int = 2
+) -> LossGap:
+    """The relative gap of the losses on the same probes.
+
+    Args:
+      probe_losses: from :func:`jaxunlearn.forgetting.make_probe_losses`.
+      params: of the model before unlearning.
+      forget: N forget images with their conditions.
+      held_out: M images that were never trained on.
+      t: the probes' timesteps, ``objectives.probes.strata`` with the same count and range.
+      least: the least M.
+
+    Returns:
+      The gap; its error is the spread over noises and over held-out images.
+
+    Raises:
+      ValueError: too few images, or t of another length than the probes.
+    """
+    if len(forget.x0) < 1 or len(held_out.x0) < max(least, 2):
+        raise ValueError(
+            f"loss_gap needs forget images and at least {max(least, 2)} held-out ones, "
+            f"got {len(forget.x0)} and {len(held_out.x0)}"
+        )
+    known, unknown = probe_losses(params, forget), probe_losses(params, held_out)
+    t = np.asarray(t)
+    if t.shape != known.shape[1:2]:
+        raise ValueError(f"t must name the {known.shape[1]} strata of the probes, got shape {t.shape}")
+    mean = unknown.mean(axis=(0, 2))
+    paired = known.mean(axis=0) - unknown.mean(axis=0)  # [K, R]: the same noises
+    variance = paired.var(axis=1, ddof=1) / paired.shape[1] + unknown.mean(axis=2).var(axis=0, ddof=1) / len(unknown)
+    return LossGap(t, -paired.mean(axis=1) / mean, np.sqrt(variance) / mean)
+
+
+# The choice.
+
+
+class Choice(NamedTuple):
+    """A proposal for the forget term.
+
+    Attributes:
+      window: (t1, t2), half-open.
+      filter: ``none`` or a name of ``frequency.FILTERS``.
+      kind: ``ideal``.
+      cutoff: None, one number, or (low, high) for ``band``; in Nyquist units.
+      reasons: why, in whole sentences, in the order in which it was decided.
+      curves: what is behind it, for plots: ``bins``, ``forget_power``, ``keep_power``, ``difference`` [K+1] (shell 0 is the
+        zero frequency); ``resolved_bins``, ``cutoff`` [T]; ``gap_t``, ``gap``, ``gap_error``.
+    """
+
+    window: tuple[int, int]
+    filter: str
+    kind: str
+    cutoff: float | tuple[float, float] | None
+    reasons: tuple[str, ...]
+    curves: Mapping[str, np.ndarray]
+
+
+def apply_choice(choice: Choice, error: Error, num_steps: int, **filter_options: Any) -> Error:
+    """The error with the proposed selections, for ``forget_error=``.
+
+    Args:
+      choice: the proposal.
+      error: of the whole residual.
+      num_steps: T; the window is weighted by T / (t2 - t1), so that means stay comparable.
+      **filter_options: ``normalise``, ``backend``.
+    """
+    if choice.filter != "none":
+        cutoffs = choice.cutoff if isinstance(choice.cutoff, tuple) else (choice.cutoff,)
+        error = filtered(error, FILTERS[choice.filter](*cutoffs, choice.kind, **filter_options))
+    if choice.window != (0, num_steps):
+        error = weighted(error, window(*choice.window, num_steps=num_steps))
+    return error
+
+
+def choose_window(
+    schedule: Schedule, spectrum: RadialSpectrum, gap: LossGap | None, *, share: float = 0.8, sigmas: float = 3.0
+) -> tuple[tuple[int, int], list[str]]:
+    """The window, and why.
+
+    1. *Where images take shape*: :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side of the
+       forget images come into being. Below it ascent only damages detail.
+    2. *Where the model knows them*: the shortest run of the gap's timesteps that holds ``share`` of its significant part,
+       ``gap > sigmas * error``; each timestep stands for the range up to the middle between it and the next.
+    3. The window is what both have in common; the second alone where that is less than a twentieth of T; the first alone
+       where no gap is given or none is significant; everything where there is neither.
+
+    Args:
+      schedule: the noise schedule.
+      spectrum: of the forget images.
+      gap: what the model knows, or None.
+      share: of the gap that the run must hold, in (0, 1].
+      sigmas: standard errors that count as significant.
+
+    Raises:
+      ValueError: a gap of another form, share outside (0, 1].
+    """
+    num_steps = schedule.num_steps
+    try:
+        shaped = window_from_spectrum(schedule, spectrum)
+        reasons = [
+            f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 1):.3g}) in t = [{shaped[0]}, {shaped[1]})."
+        ]
+    except ValueError as error:
+        shaped, reasons = None, [f"Their spectrum gives no window: {error}."]
+    known, reason = _known_window(gap, num_steps, share, sigmas)
+    reasons.append(reason)
+    if known is None:
+        return shaped or (0, num_steps), [
+            *reasons,
+            "The window is the first." if shaped else "The window is everything.",
+        ]
+    if shaped is None:
+        return known, [*reasons, "The window is where the model knows them."]
+    both = max(shaped[0], known[0]), min(shaped[1], known[1])
+    if both[1] - both[0] < num_steps / 20:
+        return known, [*reasons, "Both have too little in common; the window is where the model knows them."]
+    return both, [*reasons, f"The window is what both have in common: [{both[0]}, {both[1]})."]
+
+
+def _known_window(gap, num_steps, share, sigmas) -> tuple[tuple[int, int] | None, str]:
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    if gap is None:
+        return None, "No loss gap was given: what the model knows is not considered."
+    t, value, error = (np.asarray(x, np.float64) for x in gap)
+    fits = t.ndim == 1 and t.size and t.shape == value.shape == error.shape and np.all(np.diff(t) > 0)
+    if not fits or t[0] < 0 or t[-1] >= num_steps or not np.all(np.isfinite(value)) or not np.all(error >= 0):
+        raise ValueError(f"a loss gap needs rising t in 0..{num_steps - 1} and finite gaps and errors of their number")
+    mass = np.where((value > sigmas * error) & (value > 0), value, 0)
+    if not mass.any():
+        return None, "The loss gap is flat: at no t does the model know the forget images better than held-out ones."
+    cumulative = np.concatenate([[0], np.cumsum(mass)])
+    need = share * cumulative[-1] * (1 - 1e-9)
+    edges = np.concatenate([[0], np.ceil((t[1:] + t[:-1]) / 2), [num_steps]]).astype(int)
+    runs = [(i, j) for i in range(len(t)) for j in range(i + 1, len(t) + 1) if cumulative[j] - cumulative[i] >= need]
+    first, last = min(runs, key=lambda run: (edges[run[1]] - edges[run[0]], run[0]))
+    found = int(edges[first]), int(edges[last])
+    return found, f"The model knows them in t = [{found[0]}, {found[1]}): {share:.0%} of its loss gap lies there."
+
+
+def choose_filter(
+    forget_power: np.ndarray,
+    keep_power: np.ndarray,
+    count: np.ndarray,
+    resolved: float,
+    size: int,
+    *,
+    share: float = 0.95,
+    sigmas: float = 3.0,
+    floor_bins: float = 2.0,
+) -> tuple[str, float | tuple[float, float] | None, list[str], np.ndarray]:
+    """The band of frequencies in which the forget images differ from the others, and why.
+
+    Shells above ``resolved`` are left out: ascent there can only inject noise. In the others the difference is ``count *
+    |mean power of forget - mean power of keep|``, and 0 unless it is larger than ``sigmas`` standard errors by the spread of
+    the keep images. With ``inner`` the last shell below which less than ``1 - share`` of it lies and ``outer`` the first up
+    to which ``share`` of it lies: ``low_pass(outer)`` where inner is less than ``floor_bins``, else ``band(inner, outer)``;
+    ``high_pass(inner)`` where outer is the Nyquist radius or more, since little lies in the corners; ``none`` where both
+    are so. Without any difference the band is what is resolved.
+
+    Args:
+      forget_power: [N, K+1] from :func:`jaxunlearn.frequency.shell_power`.
+      keep_power: [M, K+1].
+      count: [K+1], bins of the shells.
+      resolved: radius in bins that is resolved at the clean end of the window.
+      size: shorter side of the images in pixels.
+      share: of the difference that the band holds.
+      sigmas: standard errors that count as significant.
+      floor_bins: the least outer radius.
+
+    Returns:
+      ``(filter, cutoff in Nyquist units, reasons, difference [K+1])``.
+    """
+    forget_power, keep_power = np.asarray(forget_power, np.float64), np.asarray(keep_power, np.float64)
+    last = len(count) - 1
+    shells = np.arange(last + 1)
+    if last < 1:
+        return "none", None, ["Images of one pixel have no frequencies: no filter."], np.zeros(1)
+    nyquist = lambda bins: float(2 * bins / size)  # noqa: E731
+    resolved = max(resolved, floor_bins)
+    whole = resolved >= last
+    reasons = [
+        "At the clean end of the window the whole spectrum is resolved."
+        if whole
+        else f"At the clean end of the window radii up to {resolved:.3g} of {last} bins are resolved; noise hides the rest."
+    ]
+    everything = ("none", None) if whole else ("low_pass", nyquist(resolved))
+    if len(keep_power) < MIN_KEEP:
+        reasons.append(f"{len(keep_power)} keep images are too few to compare spectra ({MIN_KEEP} are needed).")
+        return *everything, reasons, np.zeros(last + 1)
+    change = np.abs(forget_power.mean(axis=0) - keep_power.mean(axis=0))
+    spread = keep_power.std(axis=0, ddof=1) * np.sqrt(1 / len(forget_power) + 1 / len(keep_power))
+    seen = (change > sigmas * spread) & (change > TINY_POWER) & (shells <= resolved)
+    difference = np.where(seen, change * count, 0)
+    if not difference.any():
+        reasons.append("The spectra of forget and keep images do not differ beyond the spread of the keep images.")
+        return *everything, reasons, difference
+    cumulative = np.cumsum(difference) / difference.sum()
+    outer = int(np.argmax(cumulative >= share - 1e-12))
+    below = np.flatnonzero(cumulative <= 1 - share + 1e-12)
+    inner = int(below[-1]) if len(below) else -1
+    reasons.append(
+        f"{share:.0%} of the difference between forget and keep spectra lies in bins {inner + 1} to {outer}."
+    )
+    # Shell k holds radii from k - 1/2 to k + 1/2.
+    top = max(min(outer + 0.5, resolved), floor_bins)
+    to_the_corner = outer >= size / 2
+    if inner + 0.5 < floor_bins:
+        return (*(("none", None) if to_the_corner else ("low_pass", nyquist(top))), reasons, difference)
+    if to_the_corner:
+        return "high_pass", nyquist(inner + 0.5), reasons, difference
+    return "band", (nyquist(inner + 0.5), nyquist(top)), reasons, difference
+
+
+def choose(schedule: Schedule, forget: np.ndarray, keep: np.ndarray, *, gap: LossGap | None = None) -> Choice:
+    """A window and a filter for the forget term, by :func:`choose_window` and then :func:`choose_filter`. Deterministic.
+
+    Args:
+      schedule: the noise schedule.
+      forget: the forget images [N,H,W,C] in the model's own range ([-1, 1], or scaled latents).
+      keep: keep images [M,H,W,C]; some hundreds are enough.
+      gap: from :func:`loss_gap`, or of your own; None decides without the model.
+
+    Raises:
+      ValueError: no forget images, shapes that differ, values that are not finite.
+    """
+    forget, keep = np.asarray(forget, np.float64), np.asarray(keep, np.float64)
+    if forget.ndim != 4 or not len(forget) or keep.shape[1:] != forget.shape[1:]:
+        raise ValueError(
+            f"choose needs forget and keep images [N,H,W,C] of one shape and at least one forget image, "
+            f"got {forget.shape} and {keep.shape}"
+        )
+    if not (np.all(np.isfinite(forget)) and np.all(np.isfinite(keep))):
+        raise ValueError("the images must be finite")
+    spectrum = radial_spectrum(forget)
+    span, reasons = choose_window(schedule, spectrum, gap)
+    forget_power, count = shell_power(forget)
+    keep_power = shell_power(keep).power if len(keep) else np.zeros((0, len(count)))
+    try:
+        bins = resolved_bins(schedule, spectrum)
+        cutoffs = cutoff_from_spectrum(schedule, spectrum)
+    except ValueError:
+        # No structure: nothing is ever resolved, and choose_filter says what that means.
+        bins, cutoffs = np.zeros(schedule.num_steps), np.full(schedule.num_steps, CORNER)
+    name, cutoff, why, difference = choose_filter(forget_power, keep_power, count, bins[span[0]], spectrum.size)
+    curves = {
+        "bins": np.arange(len(count)),
+        "forget_power": forget_power.mean(axis=0),
+        "keep_power": keep_power.mean(axis=0) if len(keep) else np.full(len(count), np.nan),
+        "difference": difference,
+        "resolved_bins": bins,
+        "cutoff": cutoffs,
+    }
+    if gap is not None:
+        curves |= {"gap_t": np.asarray(gap.t), "gap": np.asarray(gap.gap), "gap_error": np.asarray(gap.error)}
+    return Choice(span, name, "ideal", cutoff, tuple([*reasons, *why]), curves)
