@@ -79,29 +79,30 @@ def losses(batch_size: int, size: int, channels: int, cutoff: float):
     return runs, seconds
 
 
-def in_turns(runs, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, after one run to warm up."""
+def in_turns(runs, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Wall and CPU seconds of every variant in every round, after one run to warm up."""
     for run in runs.values():
         jax.block_until_ready(run())
-    times = {name: [] for name in runs}
+    wall, cpu = ({name: [] for name in runs} for _ in range(2))
     names = list(runs)
     for i in range(rounds):
         # Another order every round: the first of a round must not always be the same.
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(runs[name]())
-            times[name].append(time.perf_counter() - start)
-    return times
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - start_cpu)
+    return wall, cpu
 
 
 def report(label: str, runs, seconds, rounds: int) -> dict[str, float]:
-    """Prints a line for every variant; returns its ratio to the plain one."""
-    times = in_turns(runs, rounds)
+    """Prints a line for every variant; returns its wall ratio to the plain one."""
+    wall, cpu = in_turns(runs, rounds)
     ratios = {}
-    for name, values in times.items():
-        ratios[name] = statistics.median(a / b for a, b in zip(values, times["plain"]))
-        milliseconds = 1e3 * statistics.median(values)
-        print(f"{label:24s} {name:8s} {milliseconds:10.2f} ms {ratios[name]:7.3f} {seconds[name]:8.1f} s", flush=True)
+    for name in runs:
+        ratios[name], of_cpu = (statistics.median(a / b for a, b in zip(x[name], x["plain"])) for x in (wall, cpu))
+        step = f"{1e3 * statistics.median(wall[name]):10.2f} ms"
+        print(f"{label:26s} {name:8s} {step} {ratios[name]:7.3f} {of_cpu:7.3f} {seconds[name]:8.1f} s", flush=True)
     return ratios
 
 
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, cutoff {options.cutoff}, {options.rounds} rounds")
-    print(f"{'':24s} {'error':8s} {'step':>13s} {'ratio':>7s} {'compiled':>10s}")
+    print(f"{'':26s} {'error':8s} {'step':>13s} {'ratio':>7s} {'CPU':>7s} {'compiled':>10s}")
     results = {}
     for config in options.configs:
         made = training_steps(config, BATCH[config], options.cutoff)

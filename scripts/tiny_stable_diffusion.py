@@ -32,11 +32,13 @@ LARGEST_DIFFERENCE = 1 / 255
 TINY = [
     "unlearn.num_steps=120",
     "unlearn.batch_size=16",
+    "unlearn.micro_batches=1",
     "unlearn.optimizer.learning_rate=3e-4",
     "unlearn.combine.name=relative_norm",
     "unlearn.select.window=(250,1000)",
     "compute.remat=False",
     "checkpoint.every=60",
+    "log.every=20",
     "log.sample_count=16",
     f"eval.guidance={GUIDANCE}",
     "eval.num_samples=64",
@@ -156,7 +158,7 @@ def compare(out: pathlib.Path, prompt: str, forget: str, seconds: float) -> int:
     from jaxunlearn.io.datasets import DATASETS
     from jaxunlearn.metrics.extraction import calibrate
 
-    data = DATASETS["folder"](path=str(out / "model" / "pictures"), channels=3)
+    data = DATASETS["folder"](path=str(out / "model" / "pictures"))
     memorised = data.images[data.names.index(forget)][None]
     others = data.images[[name != forget for name in data.names]]
     threshold = float(calibrate(memorised, others).threshold[0])
@@ -195,7 +197,7 @@ def save_rows(path: pathlib.Path, rows: list[np.ndarray]) -> None:
         for j, picture in enumerate(row):
             sheet[i * height : (i + 1) * height, j * width : (j + 1) * width] = picture
     pixels = np.round(sheet * 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path)
 
 
 if __name__ == "__main__":

@@ -438,8 +438,12 @@ BAD = {
         "unet: layers_per_block: 1000000000 layers need more than",
     ),
     "far too wide": (
-        {"unet/config.json": unet_json(block_out_channels=(8, 8 * 10**12))},
-        "unet: block_out_channels: 8000000000000 is wider than the widest tensor",
+        {"unet/config.json": unet_json(block_out_channels=(8, 8 * 10**8))},
+        "unet: block_out_channels: 800000000 is wider than the widest tensor",
+    ),
+    "integers beyond 32 bits": (
+        {"unet/config.json": unet_json(norm_eps=10**12, sample_size=2**31)},
+        "unet/config.json: norm_eps: 1000000000000 is not supported; allowed: a text, a number or a list of them, with",
     ),
     "twice": ({"unet/config.json": b'{"a": 1, "a": 2}'}, "unet/config.json: is not JSON (the key 'a' stands twice"),
     "infinite": ({"unet/config.json": b'{"norm_eps": 1e999}'}, "(1e999 is not a finite number)"),

@@ -215,12 +215,12 @@ WRONG = [
 # Keys that nothing here depends on, that another file overrules, or that can have one of the values above.
 HARMLESS = {
     "model_index.json": "_class_name _diffusers_version requires_safety_checker safety_checker feature_extractor",
-    "scheduler/scheduler_config.json": "_class_name",  # model_index.json says it as well, and wins
-    "unet/config.json": "_class_name _diffusers_version sample_size num_train_timesteps dropout add_attention "
-    "downsample_padding freq_shift mid_block_scale_factor time_embedding_dim act_fn class_embed_type mid_block_type "
-    "attention_head_dim attn_norm_num_groups num_class_embeds center_input_sample flip_sin_to_cos norm_eps",
-    "vae/config.json": "_class_name sample_size scaling_factor",
-    "text_encoder/config.json": "architectures model_type bos_token_id eos_token_id pad_token_id layer_norm_eps",
+    "scheduler/scheduler_config.json": "_class_name steps_offset set_alpha_to_one skip_prk_steps",
+    "unet/config.json": "add_attention attention_head_dim attn_norm_num_groups center_input_sample class_embed_type "
+    "downsample_padding dropout flip_sin_to_cos freq_shift mid_block_scale_factor norm_eps num_class_embeds "
+    "num_train_timesteps sample_size time_embedding_dim",
+    "vae/config.json": "sample_size scaling_factor",
+    "text_encoder/config.json": "architectures bos_token_id eos_token_id pad_token_id",
     "tokenizer/tokenizer_config.json": "add_prefix_space do_lower_case errors tokenizer_class bos_token eos_token "
     "pad_token unk_token",  # special_tokens_map.json wins
     "tokenizer/special_tokens_map.json": "bos_token eos_token pad_token unk_token",

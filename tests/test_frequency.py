@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import jax
@@ -305,6 +306,26 @@ def test_bad_arguments_are_refused(make, message):
         make()
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["ideal", "gaussian"])
+def test_the_optimum_of_keep_minus_filtered_forget(kind):
+    """p_k |e - e_k|^2 - s p_f |M (e - e_f)|^2 has its optimum at e_k + kappa (e_k - e_f) per bin, and at e_k where M = 0."""
+    e_k, e_f = np.float64(images(16, 16, channels=1, count=1)), np.float64(images(16, 16, channels=1, count=1, seed=1))
+    p_k, s_p_f, f = 1.0, 0.4, low_pass(0.5, kind)
+    mask = oracle.mask(kind, 0.5, 16, 16)
+    kappa = s_p_f * mask**2 / (p_k - s_p_f * mask**2)
+    best = e_k + oracle.apply_mask(e_k - e_f, kappa)[0]
+    t = T0[:1]
+
+    def loss(e):
+        return jnp.sum(p_k * sum_squares(e - e_k, t) - s_p_f * filtered(sum_squares, f)(e - e_f, t))
+
+    slope, rest = tm.evaluate(lambda e: (jax.grad(loss)(e), high_pass(0.5, kind)(e - e_k, t)), best)
+    np.testing.assert_allclose(slope, 0, atol=1e-5)
+    if kind == "ideal":
+        np.testing.assert_allclose(rest, 0, atol=1e-9)
+
+
 # The transform by matrix products.
 
 
@@ -463,3 +484,14 @@ def test_radial_spectrum_finds_a_wave():
     s = radial_spectrum(wave)
     assert s.bins[np.argmax(s.power)] == 7
     np.testing.assert_allclose(s.power[6] * s.count[6], 0.5 * 64 * 64, rtol=1e-10)
+
+
+def test_the_benchmark_runs(repository, capsys):
+    spec = importlib.util.spec_from_file_location("bench", repository / "scripts" / "benchmark_filters.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    results = benchmark.main(["--configs", "--losses", "2x8x1", "--rounds", "2"])
+    assert set(results) == {"2x8x1"}
+    assert set(results["2x8x1"]) == {"plain", "fft", "matmul"}
+    assert all(ratio > 0 for ratio in results["2x8x1"].values())
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3

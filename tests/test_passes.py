@@ -48,7 +48,15 @@ def one_pass():
     return {"F": forward, "F'": forward, "B": both - forward}
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = ("naive", "siss", "retrack", "npo", "dpo", "vdu_style")
+"""One method of each number of passes; the others run with the slow tests."""
+
+
+def test_the_quick_methods_cover_all_numbers_of_passes():
+    assert {METHODS[m].passes for m in QUICK} == {method.passes for method in METHODS.values()}
+
+
+@pytest.mark.parametrize("name", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_a_step_costs_the_passes_that_are_stated(name):
     batch, draw = tm.batch_and_draw(tm.arrays(4, (16, 16, 1)))
     objective, combine = tm.make_objective(name), make_combine(name)

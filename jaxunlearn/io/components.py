@@ -82,7 +82,25 @@ def config_of(content: Mapping[str, Any], allowed: tuple[str, ...], default: str
     if name not in allowed:
         names = ", ".join(map(repr, allowed))
         raise ValueError(f"_class_name: {name!r} is not supported; allowed: {names}; use such a model")
-    return ARCHITECTURES[name].config.from_dict(content)
+    kind, lines = ARCHITECTURES[name].config, []
+    try:
+        config = kind.from_dict(content)
+    except ValueError as error:
+        lines = str(error).splitlines()
+    for field in dataclasses.fields(kind):
+        value = content.get(field.name)
+        if _is_odd(value) and not any(line.startswith(field.name) for line in lines):
+            allowed = "a text, a number or a list of them, with integers below 2147483648"
+            lines.append(f"{field.name}: {str(value)[:60]} is not supported; allowed: {allowed}; correct it")
+    if lines:
+        raise ValueError("\n".join(lines))
+    return config
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether no field can hold it: JAX takes no larger integers, and a configuration must have a hash."""
+    entries = value if isinstance(value, list) else [value]
+    return any(isinstance(entry, dict | list) or (isinstance(entry, int) and abs(entry) >= 2**31) for entry in entries)
 
 
 def read_params(folder: pathlib.Path, files: WeightFiles, config: Any) -> PyTree:

@@ -22,6 +22,8 @@ DIFFUSERS_VERSION = "0.42.1"
 """The version whose format is read and written; it is written into the files of new models."""
 
 KINDS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "PNDMScheduler": "pndm"}
+MOST_STEPS = 10**6
+"""Of a noise schedule, whose tables are held in memory."""
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 _SHARED = {
@@ -227,7 +229,8 @@ def _problems(config: Mapping[str, Any], name: str) -> list[str]:
             refuse("thresholding", "false", "set it to false; clip_sample keeps the image in range")
         _check(values, ("rescale_betas_zero_snr",), _is_bool, "true, false", "write one of these", refuse)
     _check(values, ("clip_sample",), _is_bool, "true, false", "write one of these", refuse)
-    _check(values, ("num_train_timesteps",), _is_count, "an integer above 0", "write the training's number", refuse)
+    allowed = f"an integer above 0, at most {MOST_STEPS}"
+    _check(values, ("num_train_timesteps",), _is_count, allowed, "write the training's number", refuse)
     _check(values, ("clip_sample_range",), _is_positive, "a positive number", "1.0 for images in [-1, 1]", refuse)
     offset_good = isinstance(values["steps_offset"], int) and values["steps_offset"] >= 0
     if not offset_good:
@@ -264,4 +267,4 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_STEPS
