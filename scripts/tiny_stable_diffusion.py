@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -29,36 +30,40 @@ GUIDANCE = 2.0
 GONE = 0.0  # share of copies that may be left
 LARGEST_DIFFERENCE = 1 / 255
 
-TINY = [
-    "unlearn.num_steps=120",
-    "unlearn.batch_size=16",
-    "unlearn.micro_batches=1",
-    "unlearn.optimizer.learning_rate=3e-4",
-    "unlearn.combine.name=relative_norm",
-    "unlearn.select.window=(250,1000)",
-    "compute.remat=False",
-    "checkpoint.every=60",
-    "log.every=20",
-    "log.sample_count=16",
-    f"eval.guidance={GUIDANCE}",
-    "eval.num_samples=64",
-    "eval.batch_size=32",
-    "eval.injection_t=(100,250)",
-    "eval.injection_copies=4",
-    "eval.loss_noises=4",
-    "eval.loss_images=32",
-    "eval.classifier.steps=50",
-    "eval.include_images=True",
-]
+TINY = {
+    "unlearn.num_steps": "300",
+    "unlearn.batch_size": "16",
+    "unlearn.micro_batches": "1",
+    "unlearn.optimizer.learning_rate": "5e-4",
+    "unlearn.optimizer.lr_schedule": "cosine",
+    "unlearn.combine.name": "relative_norm",
+    "unlearn.select.window": "(250,1000)",
+    "compute.remat": "False",
+    "checkpoint.every": "100",
+    "log.every": "20",
+    "log.sample_count": "16",
+    "eval.guidance": str(GUIDANCE),
+    "eval.num_samples": "64",
+    "eval.batch_size": "32",
+    "eval.injection_t": "(100,250)",
+    "eval.injection_copies": "4",
+    "eval.loss_noises": "4",
+    "eval.loss_images": "32",
+    "eval.classifier.steps": "50",
+    "eval.include_images": "True",
+}
 """What differs from the Stable Diffusion recipe for a network of half a million parameters."""
 
-SMALL = [
-    "eval.num_samples=16",
-    "eval.batch_size=16",
-    "eval.sampling_steps=10",
-    "eval.injection_copies=1",
-    "eval.loss_noises=1",
-]
+SMALL = {
+    "unlearn.num_steps": "150",
+    "eval.num_samples": "16",
+    "eval.batch_size": "16",
+    "eval.sampling_steps": "10",
+    "eval.injection_t": "(50,100)",
+    "eval.injection_copies": "1",
+    "eval.loss_noises": "1",
+}
+"""What differs further with ``--small``."""
 
 
 def start_noise(shape: tuple[int, ...]) -> np.ndarray:
@@ -114,9 +119,11 @@ def their_pictures(folder: pathlib.Path, prompt: str, latent_shape: tuple[int, i
 
 
 def run(*command: str) -> None:
-    """A command, shown."""
-    print("$", " ".join(command), flush=True)
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    """A command, shown; its failure ends the script with its exit code."""
+    print("$ python", shlex.join(command), flush=True)
+    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
 
 
 def main() -> int:
@@ -135,7 +142,7 @@ def main() -> int:
         run("scripts/make_tiny_stable_diffusion.py", *make)
     prompt = (out / "model" / "prompt.txt").read_text().strip()
     forget = (out / "model" / "forget.txt").read_text().strip()
-    overrides = [*TINY, *(SMALL if args.small else [])]
+    overrides = TINY | (SMALL if args.small else {})
     run(
         "-m",
         "train.main",
@@ -146,7 +153,7 @@ def main() -> int:
         "--config.data.size=32",
         f"--config.data.forget.files={out / 'model' / 'forget.txt'}",
         f"--config.unlearn.prompt={prompt}",
-        *(f"--config.{override}" for override in overrides),
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
         *more,
     )
     return compare(out, prompt, forget, time.monotonic() - started)

@@ -11,12 +11,13 @@ from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from train.examples import cache_folder, latent_shape
+from train.validate_unlearn import schedule_problems
 
 MODEL = "the model's config"
 
 
-MIXTURES = ("siss", "bernoulli")
-"""Methods that mix the keep and the forget image of a row, which must therefore have one condition."""
+MIXTURES = ("siss", "bernoulli", "retrack", "surrogate", "dpo")
+"""Methods that mix keep and forget images in a row, which must therefore have one condition."""
 
 
 def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | None) -> list[str]:
@@ -29,7 +30,9 @@ def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | No
     if source is not None:
         problems += latent_problems(source, split) if source.is_latent else shape_problems(source.config, split, MODEL)
         problems += class_problems(source.config, MODEL)
-    problems += text_problems(config, split, source)
+    problems += text_problems(config, split, source) + neighbour_problems(config, split)
+    if source is not None:
+        problems += schedule_problems(config.unlearn, source.schedule)
     if source is not None and (not config.retrain.enabled or source.is_latent or source.takes_text):
         return problems
     if source is not None and not len(config.model):
@@ -115,6 +118,14 @@ def text_problems(config: ConfigDict, split: Split, source: DiffusersModel | Non
             "method that takes each image's own caption: siss_no_is, erasediff"
         )
     return problems
+
+
+def neighbour_problems(config: ConfigDict, split: Split) -> list[str]:
+    """Too few keep images for the nearest neighbours that the method asks for."""
+    k = config.unlearn.neighbours.k
+    if config.unlearn.method != "retrack" or k <= len(split.keep):
+        return []
+    return [f"config.unlearn.neighbours.k = {k}: there are only {len(split.keep)} keep images; lower it"]
 
 
 def _trained_captions(split: Split) -> list[str]:

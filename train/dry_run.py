@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.parallel import by_example, replicated
+from train import prepare
 from train.examples import abstract_examples
 from train.stages import new_model, unlearning_run
 
@@ -26,7 +27,8 @@ def dry_run(config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel
       What the run would be: sizes, devices, batches, bytes.
     """
     model = source or new_model(config)
-    run = unlearning_run(config, model, abstract_examples(config, split, model), mesh)
+    examples = abstract_examples(config, split, model)
+    run = unlearning_run(config, model, examples, mesh, start=prepare.stand_ins(config, model, examples))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), run.state)
 
     def whole_batch(x):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.latent_cache import LatentCache, Latents, Texts
 from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.objectives.neighbours import nearest
 from jaxunlearn.types import Batch, Example
 from train.distributed import barrier
 from train.log import say
@@ -43,22 +44,41 @@ class Examples:
         """Of what the model works on: (H, W, C) of the images or (h, w, z) of their latents."""
         return self.split.images.shape[1:] if self.latents is None else self.latents.shape
 
-    def take(self, images: np.ndarray, *, seed: int, stream: str, step: int) -> Example:
+    def take(self, images: np.ndarray, *, seed: int, stream: str, step: int, whole: bool = False) -> Example:
         """This process's rows of a global batch.
 
         Args:
           images: [B], positions in the split: the global batch.
           seed, stream, step: what the noise of drawn latents depends on, beside the row.
+          whole: take all rows, whatever process this is.
         """
-        rows = rows_of_process(np.arange(len(images)), jax.process_index(), jax.process_count())
+        rows = np.arange(len(images))
+        if not whole:
+            rows = rows_of_process(rows, jax.process_index(), jax.process_count())
         mine = images[rows]
-        if self.latents is None:
-            x0 = self.split.images[mine]
-        elif self.sample:
-            x0 = self.latents.draw(mine, rows, seed=seed, stream=f"latents/{stream}", step=step)
-        else:
-            x0 = self.latents.mean[self.latents.row[mine]]
+        x0 = self._x0(mine, rows, seed=seed, stream=stream, step=step)
         return Example(x0, self.condition([self.captions[i] for i in mine]) if self.texts is not None else None)
+
+    def take_images(self, images: np.ndarray, *, seed: int, stream: str, step: int) -> np.ndarray:
+        """As :meth:`take`, for [B] or [B,K] positions and without conditions: [B,H,W,C] or [B,K,H,W,C]."""
+        count = images[0].size
+        rows = rows_of_process(np.arange(len(images)), jax.process_index(), jax.process_count())
+        flat = (rows[:, None] * count + np.arange(count)).reshape(-1)
+        x0 = self._x0(images[rows].reshape(-1), flat, seed=seed, stream=stream, step=step)
+        return x0.reshape(len(rows), *images.shape[1:], *x0.shape[1:])
+
+    def _x0(self, images: np.ndarray, rows: np.ndarray, *, seed: int, stream: str, step: int) -> np.ndarray:
+        if self.latents is None:
+            return self.split.images[images]
+        if self.sample:
+            return self.latents.draw(images, rows, seed=seed, stream=f"latents/{stream}", step=step)
+        return self.latents.mean[self.latents.row[images]]
+
+    def points(self, images: np.ndarray) -> np.ndarray:
+        """float32 [N, ...]: where images lie in the model's space, pixels in [-1, 1] or means of latents."""
+        if self.latents is None:
+            return self.split.images[images].astype(np.float32) / 127.5 - 1
+        return self.latents.mean[self.latents.row[images]]
 
     def condition(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [B, tokens, D], the embeddings of texts."""
@@ -77,18 +97,55 @@ def training_rows(
     return rows
 
 
-def unlearning_rows(examples: Examples, *, seed: int, batch_size: int) -> Callable[[int], Batch]:
-    """``step -> Batch`` of as many keep as forget images."""
+def unlearning_rows(
+    examples: Examples, *, seed: int, batch_size: int, extra: Mapping[str, np.ndarray] | None = None
+) -> Callable[[int], Batch]:
+    """``step -> Batch`` of as many keep as forget images.
+
+    Args:
+      examples: the images.
+      seed: of the run.
+      batch_size: rows of the global batch.
+      extra: name -> [F] or [F,K], further images of every forget image: positions in the split.
+    """
     parts = {"keep": examples.split.keep, "forget": examples.split.forget}
 
     def rows(step: int) -> Batch:
-        chosen = {}
-        for name, part in parts.items():
-            images = part[batch_indices(seed, name, step, len(part), batch_size)]
-            chosen[name] = examples.take(images, seed=seed, stream=name, step=step)
-        return Batch(**chosen)
+        at = {name: batch_indices(seed, name, step, len(part), batch_size) for name, part in parts.items()}
+        chosen = {
+            name: examples.take(part[at[name]], seed=seed, stream=name, step=step) for name, part in parts.items()
+        }
+        further = {
+            name: examples.take_images(table[at["forget"]], seed=seed, stream=name, step=step)
+            for name, table in (extra or {}).items()
+        }
+        return Batch(**chosen, extra=further)
 
     return rows
+
+
+def extra_images(unlearn: ConfigDict, examples: Examples, wanted: Collection[str], seed: int) -> dict[str, np.ndarray]:
+    """The further images that an objective asks for, as positions in the split.
+
+    Args:
+      unlearn: ``config.unlearn``.
+      examples: the images.
+      wanted: names among ``neighbours`` (the nearest keep images, [F,K]) and ``surrogate`` (a keep image for every forget
+        image, chosen by the seed, [F]).
+      seed: of the run.
+
+    Raises:
+      ValueError: keep images that are copies of forget images, or too few of them.
+    """
+    keep, forget = examples.split.keep, examples.split.forget
+    found = {}
+    if "neighbours" in wanted:
+        chosen = unlearn.neighbours
+        near = nearest(examples.points(forget), examples.points(keep), chosen.k, copy_rms=chosen.copy_rms)
+        found["neighbours"] = keep[near.index]
+    if "surrogate" in wanted:
+        found["surrogate"] = keep[batch_indices(seed, "surrogate", 0, len(keep), len(forget))]
+    return found
 
 
 def captions_of_stage(config: ConfigDict, split: Split, stage: str) -> tuple[str, ...]:

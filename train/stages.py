@@ -14,11 +14,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxunlearn import combine, objectives, timesteps
+from jaxunlearn import combine, guards, objectives, timesteps
 from jaxunlearn.errors import mean_squares
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.parallel import sharded_step
 from jaxunlearn.step import init_state, make_train_step
 from jaxunlearn.types import PyTree
-from train import build
+from train import build, methods, prepare, selections
 from train.distributed import barrier
 from train.examples import Examples, encoded_examples, training_rows, unlearning_rows
 from train.grids import GridSampler, save_grid
@@ -83,18 +84,26 @@ def training_run(
     )
 
 
-def unlearning_run(config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, mesh: Mesh) -> StageRun:
-    """The unlearning of a model: stage ``unlearn``."""
-    unlearn = config.unlearn
-    objective = build.make_objective(unlearn, model.schedule)
-    combiner = build.make_combine(unlearn)
-    tx = build.make_tx(unlearn.optimizer, unlearn.num_steps)
+def unlearning_run(
+    config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, mesh: Mesh, *, start: prepare.Start
+) -> StageRun:
+    """The unlearning of a model: stage ``unlearn``. ``start`` is what was measured before it."""
+    unlearn, schedule = config.unlearn, model.schedule
+    objective = methods.make_objective(unlearn, schedule, start.level)
+    combiner = methods.make_combine(unlearn, objective)
+    # One copy of the starting parameters serves the objective and the guards, unless an anchor takes its place.
+    center = guards.REF_PARAMS if start.anchor is None else None
+    tx = build.make_guarded_tx(unlearn, mask=start.mask, center=center)
     step = make_train_step(objective, combiner, model.predict, tx, micro_batches=unlearn.micro_batches)
+    ref = start.anchor is None and (objective.needs_ref or build.has_guards(unlearn))
+    state = init_state(model.params, tx, combiner, ref=ref)
+    if start.anchor is not None:
+        state = state._replace(ref_params=jax.tree.map(lambda x: jnp.array(x, copy=True), start.anchor))
     return StageRun(
         name="unlearn",
-        step=sharded_step(step, build.make_draw(unlearn, objective, model.schedule.num_steps), mesh),
-        state=init_state(model.params, tx, combiner, ref=objective.needs_ref),
-        rows=unlearning_rows(examples, seed=config.seed, batch_size=unlearn.batch_size),
+        step=sharded_step(step, selections.make_draw(unlearn, objective, schedule), mesh),
+        state=state,
+        rows=unlearning_rows(examples, seed=config.seed, batch_size=unlearn.batch_size, extra=start.extra),
         key=stage_key(config.seed, "unlearn"),
         num_steps=unlearn.num_steps,
         checkpoint_every=config.checkpoint.every,
@@ -176,7 +185,7 @@ class Runner:
 
     def unlearn(self) -> None:
         """Unlearns the forget set."""
-        self._train("unlearn", self._source_model, unlearning_run)
+        self._train("unlearn", self._source_model, self._unlearning_run)
 
     def retrain(self) -> None:
         """Trains the base recipe without the forget set: the yardstick."""
@@ -232,6 +241,20 @@ class Runner:
 
     def _source_model(self) -> diffusers.DiffusersModel:
         return self._source or computing(self.config, diffusers.load(self.workdir.model("base")))
+
+    def _unlearning_run(
+        self, config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, mesh: Mesh
+    ) -> StageRun:
+        """Measures what the run needs, and builds it."""
+
+        def poll() -> None:
+            if self.stop.came():
+                raise Preempted("unlearn: stopped before the first step; the same command starts that again")
+
+        folder = self.workdir.checkpoints("unlearn")
+        resumes = folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+        start = prepare.start(config, self.workdir, model, examples, resumes=resumes, poll=poll)
+        return unlearning_run(config, model, examples, mesh, start=start)
 
     def _encoded(self, stage: str, model: diffusers.DiffusersModel) -> Examples:
         """The images as the model takes them."""

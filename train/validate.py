@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import sampling, timesteps
+from jaxunlearn import sampling
 from jaxunlearn.io import hub
 from jaxunlearn.io.data_problems import data_problems
 from jaxunlearn.io.diffusers import COMPUTE_DTYPES
 from jaxunlearn.io.schedulers import read_scheduler
 from jaxunlearn.models.unet2d_config import UNet2DConfig
-from jaxunlearn.objectives.erasediff import NOISES
-from jaxunlearn.registry import unknown_name
 from train import build
 from train.configs.defaults import defaults
-
-
-class _Problems:
-    """Collects one line per problem: key, value, what is allowed."""
-
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        self.lines: list[str] = []
-
-    def value(self, key: str) -> Any:
-        node = self.config
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    def check(self, key: str, allowed: str, test: Callable[[Any], bool]) -> None:
-        value = self.value(key)
-        numbers = value if isinstance(value, tuple) else (value,)
-        finite = all(not isinstance(n, float) or math.isfinite(n) for n in numbers)
-        if not (finite and test(value)):
-            self.lines.append(f"config.{key} = {value!r}: must be {allowed}")
-
-    def name(self, key: str, kind: str, known) -> bool:
-        value = self.value(key)
-        if value in known:
-            return True
-        self.lines.append(f"config.{key}: {unknown_name(kind, value, dict.fromkeys(known))}")
-        return False
-
-    def lines_of(self, key: str, call: Callable[[], Any]) -> None:
-        """Runs a check of the library; each line of its ValueError is a problem of ``key``."""
-        try:
-            call()
-        except ValueError as error:
-            self.lines.extend(f"config.{key}: {line}" for line in str(error).splitlines() if line.strip())
+from train.problems import Problems, rising, whole_numbers
+from train.validate_unlearn import check_unlearn
 
 
 def _missing_keys(config: ConfigDict, known: ConfigDict, prefix: str = "config") -> list[str]:
@@ -64,10 +26,6 @@ def _missing_keys(config: ConfigDict, known: ConfigDict, prefix: str = "config")
         elif isinstance(known[key], ConfigDict) and f"{prefix}.{key}" not in ("config.model", "config.scheduler"):
             lines.extend(_missing_keys(config[key], known[key], f"{prefix}.{key}"))
     return lines
-
-
-def _whole_numbers(values: Any) -> bool:
-    return isinstance(values, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
 def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int) -> list[str]:
@@ -81,14 +39,14 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
     missing = _missing_keys(config, defaults())
     if missing:
         return missing
-    p = _Problems(config)
+    p = Problems(config)
     p.check("seed", "a whole number, 0 or more", lambda v: v >= 0)
     p.check("num_devices", "0 (all) or more", lambda v: v >= 0)
     p.lines.extend("config." + line for line in data_problems(config.data.to_dict()))
     _check_model(p, workdir)
     _check_optimizer(p, "base")
     _check_optimizer(p, "unlearn")
-    _check_unlearn(p)
+    check_unlearn(p)
     for stage, parts in (("base", 1), ("unlearn", config.unlearn.micro_batches)):
         batch_size = config[stage].batch_size
         if parts >= 1 and batch_size >= 1 and batch_size % (num_devices * parts):
@@ -108,7 +66,7 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
     return p.lines
 
 
-def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
+def _check_model(p: Problems, workdir: pathlib.Path) -> None:
     config = p.config
     if config.latents.cache is not None and pathlib.Path(config.latents.cache).expanduser().is_file():
         p.lines.append(f"config.latents.cache = {config.latents.cache!r}: is a file; give a folder")
@@ -137,7 +95,7 @@ def _check_model(p: _Problems, workdir: pathlib.Path) -> None:
             )
 
 
-def _check_optimizer(p: _Problems, stage: str) -> None:
+def _check_optimizer(p: Problems, stage: str) -> None:
     key = f"{stage}.optimizer."
     p.check(f"{stage}.num_steps", "1 or more", lambda v: v >= 1)
     p.check(f"{stage}.batch_size", "1 or more", lambda v: v >= 1)
@@ -153,52 +111,7 @@ def _check_optimizer(p: _Problems, stage: str) -> None:
         p.check("base.ema_max_decay", "in [0, 1)", lambda v: 0 <= v < 1)
 
 
-def _check_unlearn(p: _Problems) -> None:
-    unlearn, num_steps = p.config.unlearn, p.config.scheduler.get("num_train_timesteps", 1000)
-    known_method = p.name("unlearn.method", "method", build.METHODS)
-    p.check("unlearn.micro_batches", "1 or more", lambda v: v >= 1)
-    p.check("unlearn.lam", "in [0, 1]", lambda v: 0 <= v <= 1)
-    p.name("unlearn.noise", "noise", NOISES)
-    p.name("unlearn.error", "error", build.ERRORS)
-    p.name("unlearn.draw", "draw", timesteps.DRAWS)
-    p.check("unlearn.t_min", f"in [0, {num_steps})", lambda v: 0 <= v < num_steps)
-    p.check("unlearn.t_max", f"0 (all) or in (t_min, {num_steps}]", lambda v: v == 0 or unlearn.t_min < v <= num_steps)
-    p.check(
-        "unlearn.select.window",
-        f"two whole numbers (t1, t2) with 0 <= t1 < t2 <= {num_steps}, or (0, 0) for all",
-        lambda v: _whole_numbers(v) and len(v) == 2 and (v == (0, 0) or 0 <= v[0] < v[1] <= num_steps),
-    )
-    p.name("unlearn.select.filter", "filter", ("none", *build.FILTERS))
-    p.check("unlearn.select.cutoff", "positive (1 = Nyquist)", lambda v: v > 0)
-    p.name("unlearn.select.kind", "filter kind", ("ideal", "gaussian", "butterworth"))
-    p.check("unlearn.combine.rho", "0 or more", lambda v: v >= 0)
-    p.check("unlearn.combine.c", "0 or more", lambda v: v >= 0)
-    p.check("unlearn.combine.eta", "0 or more", lambda v: v >= 0)
-    p.check("unlearn.combine.keep", "finite", lambda v: True)
-    p.check("unlearn.combine.forget", "finite", lambda v: True)
-    known_combiner = not unlearn.combine.name or p.name("unlearn.combine.name", "combiner", build.COMBINER_VALUES)
-    if not (known_method and known_combiner) or p.lines:
-        return
-    try:
-        objective = build.make_objective(unlearn, _schedule(p.config))
-        combiner = build.make_combine(unlearn)
-    except ValueError as error:
-        p.lines.append(f"config.unlearn: {error}")
-        return
-    if objective.forget_sign != combiner.forget_sign:
-        verb = {-1: "ascends", 0: "has no", 1: "descends"}
-        p.lines.append(
-            f"config.unlearn: method {unlearn.method!r} {verb[objective.forget_sign]} forget term, but the combiner "
-            f"{unlearn.combine.name or 'of the method'!r} with these values {verb[combiner.forget_sign]} it; "
-            "check config.unlearn.combine"
-        )
-
-
-def _schedule(config: ConfigDict):
-    return read_scheduler(build.scheduler_json(config)).schedule
-
-
-def _check_eval(p: _Problems) -> None:
+def _check_eval(p: Problems) -> None:
     num_steps = p.config.scheduler.get("num_train_timesteps", 1000)
     for key in ("num_samples", "sampling_steps", "batch_size", "injection_copies", "loss_noises", "loss_images"):
         p.check(f"eval.{key}", "1 or more", lambda v: v >= 1)
@@ -207,8 +120,8 @@ def _check_eval(p: _Problems) -> None:
     for key in ("injection_t", "loss_t"):
         p.check(
             f"eval.{key}",
-            f"whole numbers in [0, {num_steps})",
-            lambda v: _whole_numbers(v) and len(v) > 0 and all(0 <= t < num_steps for t in v),
+            f"rising whole numbers in [0, {num_steps})",
+            lambda v: whole_numbers(v) and len(v) > 0 and all(0 <= t < num_steps for t in v) and rising(v),
         )
     p.check("eval.guidance", "0 or more; 1 is none", lambda v: v >= 0)
     p.check(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn.models.unet_config_base import Checks, is_int, is_number
+from jaxunlearn.models.config_base import Checks, ModelConfig, is_int, is_number
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 _WORDS = """
@@ -28,8 +27,8 @@ _WITHOUT_EFFECT = frozenset(_WORDS.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
-    """What a ``CLIPTextModel`` is made of. Immutable and hashable.
+class CLIPTextConfig(ModelConfig):
+    """What a ``CLIPTextModel`` is made of. Immutable and hashable; files of transformers 4 and 5 are understood.
 
     Attributes:
       vocab_size: token ids are below it.
@@ -47,6 +46,9 @@ class CLIPTextConfig:
       ValueError: one line for every field that is not implemented or not consistent.
     """
 
+    class_name = "CLIPTextModel"
+    ignored = _WITHOUT_EFFECT
+
     vocab_size: int = 49408
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -60,48 +62,34 @@ class CLIPTextConfig:
     bos_token_id: int | None = 49406
     eos_token_id: int | tuple[int, ...] | None = 49407
 
-    def __post_init__(self):
-        if isinstance(self.eos_token_id, list):  # newer files may name several
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        problems = _problems(self)
-        if problems:
-            raise ValueError("\n".join(problems))
+    @classmethod
+    def _corrected(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The file of a whole CLIP model has the text encoder's fields in ``text_config``."""
+        nested = values.get("text_config")
+        return dict(nested) if isinstance(nested, Mapping) else values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CLIPTextConfig:
-        """Reads the content of the ``config.json`` of a folder ``text_encoder/``; missing keys take the defaults.
+    def _of_another_class(cls, values: Mapping[str, Any]) -> list[str]:
+        return _other_architecture(values)
 
-        Files of transformers 4 and 5 are understood, and those of a whole CLIP model, whose ``text_config`` is taken.
-        Unknown keys give one warning; those that transformers writes for every kind of model are passed over.
-
-        Raises:
-          ValueError: one line for every refused value, also for another architecture.
-        """
-        problems = _other_architecture(values)
-        nested = values.get("text_config")
-        if values.get("model_type") == "clip" and not isinstance(nested, Mapping):
-            problems.append(
-                f"text_config: {nested!r} is not supported; allowed: a mapping; a file of a CLIP model has it"
-            )
-        if isinstance(nested, Mapping):
-            values = nested
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = names | _WITHOUT_EFFECT
-        unknown = sorted(k for k in values if k not in known and not k.startswith("_"))
-        if unknown:
-            warnings.warn(f"unknown keys in the text config have no effect: {', '.join(unknown)}", stacklevel=2)
-        try:
-            config = cls(**{k: v for k, v in values.items() if k in names})
-        except ValueError as error:
-            problems.append(str(error))
-        if problems:
-            raise ValueError("\n".join(problems))
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values; :meth:`from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    def _problems(self) -> list[str]:
+        checks = Checks(self)
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        for key in (*sizes, "max_position_embeddings"):
+            checks.check(is_int(getattr(self, key)), key, "an integer >= 1")
+        checks.one_of("hidden_act", ACTIVATIONS)
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = getattr(self, key)
+            good = ids is None or all(is_int(i, 0) for i in (ids if isinstance(ids, tuple) else (ids,)))
+            checks.check(good, key, "None or an integer >= 0")
+        good = is_number(self.attention_dropout) and 0 <= self.attention_dropout < 1
+        checks.check(good, "attention_dropout", "a number in [0, 1)")
+        good = is_number(self.layer_norm_eps) and 0 < self.layer_norm_eps < 1
+        checks.check(good, "layer_norm_eps", "a number in (0, 1)")
+        if is_int(self.hidden_size) and is_int(self.num_attention_heads):
+            good = self.hidden_size % self.num_attention_heads == 0
+            checks.check(good, "num_attention_heads", f"a divisor of hidden_size {self.hidden_size}")
+        return checks.lines
 
 
 def _other_architecture(values: Mapping[str, Any]) -> list[str]:
@@ -119,25 +107,7 @@ def _other_architecture(values: Mapping[str, Any]) -> list[str]:
     if values.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
         kind = values["model_type"]
         lines.append(f"model_type: {kind!r} is not supported; allowed: clip_text_model, clip; {remedy}")
+    nested = values.get("text_config")
+    if values.get("model_type") == "clip" and not isinstance(nested, Mapping):
+        lines.append(f"text_config: {nested!r} is not supported; allowed: a mapping; a file of a CLIP model has it")
     return lines
-
-
-def _problems(c: CLIPTextConfig) -> list[str]:
-    """One line ``key: value is not supported; allowed ...; remedy`` for every refused value."""
-    checks = Checks(c)
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for key in (*sizes, "max_position_embeddings"):
-        checks.check(is_int(getattr(c, key)), key, "an integer >= 1")
-    checks.one_of("hidden_act", ACTIVATIONS)
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        ids = getattr(c, key)
-        good = ids is None or all(is_int(i, 0) for i in (ids if isinstance(ids, tuple) else (ids,)))
-        checks.check(good, key, "None or an integer >= 0")
-    good = is_number(c.attention_dropout) and 0 <= c.attention_dropout < 1
-    checks.check(good, "attention_dropout", "a number in [0, 1)")
-    good = is_number(c.layer_norm_eps) and 0 < c.layer_norm_eps < 1
-    checks.check(good, "layer_norm_eps", "a number in (0, 1)")
-    if is_int(c.hidden_size) and is_int(c.num_attention_heads):
-        good = c.hidden_size % c.num_attention_heads == 0
-        checks.check(good, "num_attention_heads", f"a divisor of hidden_size {c.hidden_size}")
-    return checks.lines

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxunlearn.models.unet_config_base import Checks, Level, UNetConfig, is_int, is_ints, strip
+from jaxunlearn.models.config_base import is_int, is_ints, strip
+from jaxunlearn.models.unet_config_base import Level, UNetChecks, UNetConfig
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -158,7 +159,7 @@ class UNet2DConditionConfig(UNetConfig):
         return tuple(level._replace(layers=level.layers + 1, attention=kind) for level, kind in rows)
 
     def _problems(self) -> list[str]:
-        checks = Checks(self)
+        checks = UNetChecks(self)
         check = checks.check
         checks.common()
         for key, (value, remedy) in _FIXED.items():

@@ -12,7 +12,8 @@ import re
 import warnings
 from typing import Any
 
-from jaxunlearn.models.unet_config_base import Checks, Level, UNetConfig, is_int, is_ints, strip
+from jaxunlearn.models.config_base import is_int, is_ints, strip
+from jaxunlearn.models.unet_config_base import Level, UNetChecks, UNetConfig
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
@@ -120,7 +121,7 @@ class UNet2DConfig(UNetConfig):
         return tuple(Level(n, self.layers_per_block + 1, kind) for n, kind in zip(self.block_out_channels[::-1], kinds))
 
     def _problems(self) -> list[str]:
-        checks = Checks(self)
+        checks = UNetChecks(self)
         check, one_of = checks.check, checks.one_of
         checks.common()
         check(is_int(self.layers_per_block), "layers_per_block", "an integer >= 1")

@@ -5,7 +5,7 @@ Keys cannot be added on the command line, so a misspelt one is an error with a s
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 
 def optimizer(**changes) -> ConfigDict:
@@ -111,7 +111,8 @@ def defaults() -> ConfigDict:
         )
     )
 
-    # How it is unlearned.
+    # How it is unlearned. Options that are None are not set: the method's own defaults hold. One that the chosen method
+    # does not have is refused.
     config.unlearn = ConfigDict(
         dict(
             method="siss",  # see the method table in README.md
@@ -120,34 +121,94 @@ def defaults() -> ConfigDict:
             micro_batches=1,  # parts of a device's share that are computed one after the other, to save memory
             lam=0.5,  # probability of the forget component: siss, bernoulli
             noise="uniform01",  # target noise of erasediff: uniform01, uniform, normal
-            error="sum_squares",  # or mean_squares
-            draw="uniform",  # how t is drawn: uniform, antithetic
+            cap=placeholder(float),  # mirrored: null level (None: of each row); clamped: the measured level, required
+            beta=placeholder(float),  # npo, simnpo, dpo, kto: strength of the preference, positive
+            beta_unit=placeholder(str),  # npo, simnpo: "loss" (beta is divided by the level) or "raw"
+            level=placeholder(
+                float
+            ),  # npo, simnpo: mean forget error of the starting model; None: measured at the start
+            delta=placeholder(float),  # simnpo: margin in the unit of the forget error
+            winner=placeholder(
+                str
+            ),  # dpo: "keep" (the row's keep image) or "surrogate" (one keep image a forget image)
+            keep_term=placeholder(bool),  # dpo: adds the denoising error of keep; needs combine.keep
+            prior_term=placeholder(bool),  # dpo: holds the answer to pure noise; needs combine.prior
+            z=placeholder(object),  # kto: the reference point, a number of 0 or more, or "batch"
+            anchor=placeholder(str),  # vdu_style, fisher_anchor: "l2", "fisher" or "checkpoint_var"
+            anchor_batches=16,  # anchor "fisher": batches of 16 keep images on which it is measured
+            checkpoints=(),  # anchor "checkpoint_var": two or more folders of late models of one training run
+            error=placeholder(str),  # sum_squares or mean_squares
+            draw="uniform",  # how t is drawn: uniform, antithetic, importance (mostly inside select.window)
             t_min=0,  # first timestep that is drawn
             t_max=0,  # one past the last; 0 means all
             stratify=False,  # exactly lam * batch_size rows of the mixture come from forget
-            # One text that conditions keep and forget images alike; None: each image's own caption. siss and bernoulli
-            # mix the two images of a row, which must therefore have one text.
+            # One text that conditions keep and forget images alike; None: each image's own caption. Methods that mix the
+            # images of a row (siss, bernoulli, retrack, surrogate, dpo) need one text in it.
             prompt=placeholder(str),
         )
     )
-    # Selection in the forget term alone: which t (half-open window) and which frequencies (radius in Nyquist units).
+    # draw="importance": every t keeps a positive probability, and the terms keep their means.
+    config.unlearn.importance = ConfigDict(
+        dict(
+            uniform_share=0.25,  # share of the draws that follow no window, in (0, 1]
+            antithetic=False,  # in pairs on opposite sides of the median
+        )
+    )
+    # retrack: the nearest keep images of every forget image, in the model's space (pixels, or means of the latents).
+    config.unlearn.neighbours = ConfigDict(
+        dict(
+            k=10,  # how many
+            copy_rms=0.02,  # keep images within this rms difference count as copies and are refused; 0 allows them
+        )
+    )
+    # Selection in the forget term alone: which t (half-open window) and which frequencies.
     config.unlearn.select = ConfigDict(
         dict(
-            window=(0, 0),  # (t1, t2); (0, 0) means all
-            filter="none",  # none, low_pass, high_pass
-            cutoff=1.0,  # 1 = Nyquist, sqrt(2) = everything
+            window=(0, 0),  # two bounds, the cleaner one first; (0, 0) means all
+            window_unit="t",  # of the bounds: t (steps), fraction (of all steps), log_snr (high, low)
+            edge=0,  # width in steps of the flanks of a smooth window; 0 is a hard one
+            filter="none",  # none, low_pass, high_pass, band
+            cutoff=FieldReference(1.0, field_type=object),  # radius; of a band two, (low, high)
             kind="ideal",  # ideal, gaussian, butterworth
+            order=2,  # of the butterworth filter
+            unit="nyquist",  # of the cutoff: nyquist (1; sqrt(2) is everything) or bins (cycles along the shorter side)
+            backend="fft",  # fft, or matmul, which computes only the frequencies that pass
         )
     )
     # The combiner; the method's own one if the name is empty. Only the values of the chosen one are used.
     config.unlearn.combine = ConfigDict(
         dict(
-            name="",  # weighted_sum, fixed_norm, relative_norm, erasediff
+            name="",  # weighted_sum, fixed_norm, relative_norm, erasediff, pcgrad
             rho=0.1,  # relative_norm: norm of the forget part over that of the keep gradient
             c=5.0,  # fixed_norm: norm of the forget part (errors summed over pixels)
             eta=1e-3,  # erasediff: weight of the constraint
-            keep=1.0,  # weighted_sum
-            forget=-0.01,  # weighted_sum; negative ascends the forget loss
+            # weighted_sum, pcgrad: weights of the terms; None: the method's own, else 1 for keep and 0.01 for forget.
+            keep=placeholder(float),
+            forget=placeholder(float),  # weighted_sum: negative ascends the forget loss; pcgrad: 0 or more
+            anchor=placeholder(float),  # weighted_sum: of vdu_style and fisher_anchor
+            prior=placeholder(float),  # weighted_sum: of dpo with prior_term
+            two_sided=True,  # pcgrad: False never weakens the keep gradient
+        )
+    )
+    # What holds the weights near those of the starting model, whatever the method. None, "none": nothing.
+    config.unlearn.guards = ConfigDict(
+        dict(
+            anchor_weight=placeholder(float),  # pull of weight * (theta - theta0), added to the direction
+            l2_radius=placeholder(float),  # bound of |theta - theta0|
+            l2_relative=False,  # measure l2_radius in norms of theta0
+            mask="none",  # which weights move: saliency (forget pulls at them most), fisher_ratio (forget more than keep)
+            fraction=0.5,  # saliency: share of the weights that move
+            threshold=1.0,  # fisher_ratio: least ratio of the two importances
+            batches=8,  # on which a mask is computed, before the first step
+            batch_size=16,  # images of each of them
+        )
+    )
+    # A bound for every unit (row of weights) on its own.
+    config.unlearn.guards.reserve = ConfigDict(
+        dict(
+            capacity=placeholder(float),  # share of a unit's own magnitude that it may drift; None: no bound
+            floor=0.0,  # capacity of each weight of a unit of zeros
+            recycle=True,  # moving back refunds; False bounds the length of the path
         )
     )
     config.unlearn.optimizer = optimizer()

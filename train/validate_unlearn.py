@@ -1,0 +1,174 @@
+"""Everything that can be wrong with ``config.unlearn``: each value, and whether they go together."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+
+from ml_collections import ConfigDict
+
+from jaxunlearn import frequency, timesteps
+from jaxunlearn.io import hub
+from jaxunlearn.io.schedulers import read_scheduler
+from jaxunlearn.methods import METHODS
+from jaxunlearn.objectives.anchor import KINDS
+from jaxunlearn.objectives.erasediff import NOISES
+from jaxunlearn.objectives.preference import BETA_UNITS, WINNERS
+from jaxunlearn.schedule import Schedule
+from train import build, methods, prepare, selections
+from train.problems import Problems, is_number, whole_numbers
+
+
+def check_unlearn(p: Problems) -> None:
+    """Adds the problems of ``config.unlearn``, but for batch size and optimizer."""
+    unlearn, num_steps = p.config.unlearn, p.config.scheduler.get("num_train_timesteps", 1000)
+    before = len(p.lines)
+    p.name("unlearn.method", "method", METHODS)
+    p.check("unlearn.micro_batches", "1 or more", lambda v: v >= 1)
+    p.check("unlearn.lam", "in [0, 1]", lambda v: 0 <= v <= 1)
+    p.name("unlearn.noise", "noise", NOISES)
+    for key in ("cap", "beta", "level"):
+        p.maybe(f"unlearn.{key}", "positive", lambda v: v > 0)
+    p.maybe_name("unlearn.beta_unit", "unit of beta", BETA_UNITS)
+    p.maybe("unlearn.delta", "finite", lambda v: True)
+    p.maybe_name("unlearn.winner", "winner", WINNERS)
+    p.maybe("unlearn.z", "0 or more, 'batch'", lambda v: v == "batch" or (is_number(v) and v >= 0))
+    p.maybe_name("unlearn.anchor", "anchor", KINDS)
+    p.check("unlearn.anchor_batches", "1 or more", lambda v: v >= 1)
+    p.check("unlearn.checkpoints", "different folders", lambda v: all(isinstance(x, str) for x in v) and _different(v))
+    p.maybe_name("unlearn.error", "error", selections.ERRORS)
+    p.name("unlearn.draw", "draw", selections.DRAWS)
+    p.check("unlearn.t_min", f"in [0, {num_steps})", lambda v: 0 <= v < num_steps)
+    p.check("unlearn.t_max", f"0 (all) or in (t_min, {num_steps}]", lambda v: v == 0 or unlearn.t_min < v <= num_steps)
+    p.check("unlearn.importance.uniform_share", "in (0, 1]", lambda v: 0 < v <= 1)
+    p.check("unlearn.neighbours.k", "1 or more", lambda v: v >= 1)
+    p.check("unlearn.neighbours.copy_rms", "0 (no check) or more", lambda v: v >= 0)
+    _check_select(p, num_steps)
+    for key in ("rho", "c", "eta"):
+        p.check(f"unlearn.combine.{key}", "0 or more", lambda v: v >= 0)
+    for key in methods.TERM_WEIGHTS:
+        p.maybe(f"unlearn.combine.{key}", "finite", lambda v: True)
+    if unlearn.combine.name:
+        p.name("unlearn.combine.name", "combiner", methods.COMBINER_VALUES)
+    _check_guards(p)
+    if len(p.lines) == before:
+        _check_method(p)
+
+
+def _different(values: tuple) -> bool:
+    return len(set(values)) == len(values)
+
+
+def _check_select(p: Problems, num_steps: int) -> None:
+    select = p.config.unlearn.select
+    if p.name("unlearn.select.window_unit", "unit of a window", timesteps.WINDOW_UNITS):
+        allowed, test = {
+            "t": (
+                f"two whole numbers (t1, t2) with 0 <= t1 < t2 <= {num_steps}",
+                lambda v: whole_numbers(v) and 0 <= v[0] < v[1] <= num_steps,
+            ),
+            "fraction": ("two numbers (start, stop) with 0 <= start < stop <= 1", lambda v: 0 <= v[0] < v[1] <= 1),
+            "log_snr": ("two numbers (high, low) with low < high", lambda v: v[1] < v[0]),
+        }[select.window_unit]
+        p.check(
+            "unlearn.select.window",
+            f"{allowed}, or (0, 0) for all",
+            lambda v: len(v) == 2 and all(map(is_number, v)) and (v == (0, 0) or test(v)),
+        )
+    p.check("unlearn.select.edge", "0 or more steps", lambda v: v >= 0)
+    known = p.name("unlearn.select.filter", "filter", ("none", *frequency.FILTERS))
+    if known and select.filter == "band":
+        p.check(
+            "unlearn.select.cutoff",
+            "two radii (low, high) with 0 < low < high, such as (0.2,0.5)",
+            lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(is_number, v)) and 0 < v[0] < v[1],
+        )
+    else:
+        p.check("unlearn.select.cutoff", "one positive radius (1 = Nyquist)", lambda v: is_number(v) and v > 0)
+    p.name("unlearn.select.kind", "filter kind", selections.FILTER_KINDS)
+    p.check("unlearn.select.order", "1 or more", lambda v: v >= 1)
+    p.name("unlearn.select.unit", "unit of a cutoff", frequency.UNITS)
+    p.name("unlearn.select.backend", "filter backend", frequency.BACKENDS)
+
+
+def _check_guards(p: Problems) -> None:
+    p.maybe("unlearn.guards.anchor_weight", "0 or more", lambda v: v >= 0)
+    p.maybe("unlearn.guards.l2_radius", "positive", lambda v: v > 0)
+    p.name("unlearn.guards.mask", "mask", ("none", "saliency", "fisher_ratio"))
+    p.check("unlearn.guards.fraction", "in (0, 1]", lambda v: 0 < v <= 1)
+    p.check("unlearn.guards.threshold", "positive", lambda v: v > 0)
+    p.check("unlearn.guards.batches", "1 or more", lambda v: v >= 1)
+    p.check("unlearn.guards.batch_size", "1 or more", lambda v: v >= 1)
+    p.maybe("unlearn.guards.reserve.capacity", "0 or more", lambda v: v >= 0)
+    p.check("unlearn.guards.reserve.floor", "0 or more", lambda v: v >= 0)
+
+
+def _check_method(p: Problems) -> None:
+    """Whether the values, each good in itself, go together."""
+    unlearn = p.config.unlearn
+    p.lines.extend(methods.option_problems(unlearn))
+    _check_anchor(p)
+    if unlearn.level is not None and unlearn.beta_unit == "raw":
+        p.lines.append("config.unlearn.level: is not used with beta_unit='raw'; set it to None")
+    if unlearn.guards.mask != "none" and not METHODS[unlearn.method].forget_sign:
+        p.lines.append(
+            f"config.unlearn.guards.mask = {unlearn.guards.mask!r}: method {unlearn.method!r} has no forget term to "
+            "measure it with; set it to 'none'"
+        )
+    if p.config.base.path is not None and unlearn.select.window_unit == "log_snr":
+        return  # asked again with the noise schedule of the model in that folder
+    with contextlib.suppress(ValueError):  # told under config.scheduler
+        schedule = read_scheduler(build.scheduler_json(p.config)).schedule
+        p.lines.extend(schedule_problems(unlearn, schedule))
+
+
+def schedule_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
+    """What is wrong with selection, objective, combiner, draw and guards under a noise schedule: one line each."""
+    found = []
+    for call in (
+        lambda: selections.probed_range(unlearn, schedule),
+        lambda: selections.frequency_filter(unlearn),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            found.append(f"config.unlearn.select: {error}")
+    if found:
+        return found
+    try:
+        objective = methods.make_objective(unlearn, schedule, level=1.0)
+        combiner = methods.make_combine(unlearn, objective)
+        selections.make_draw(unlearn, objective, schedule)
+        build.make_guarded_tx(unlearn)
+    except ValueError as error:
+        return [f"config.unlearn: {line}" for line in str(error).splitlines()]
+    found = methods.weight_problems(unlearn, objective)
+    if objective.forget_sign != combiner.forget_sign:
+        verb = {-1: "ascends", 0: "has no", 1: "descends"}
+        found.append(
+            f"config.unlearn: method {unlearn.method!r} {verb[objective.forget_sign]} forget term, but the combiner "
+            f"{unlearn.combine.name or 'of the method'!r} with these values {verb[combiner.forget_sign]} it; "
+            "check config.unlearn.combine"
+        )
+    return found
+
+
+def _check_anchor(p: Problems) -> None:
+    unlearn = p.config.unlearn
+    kind = prepare.anchor_kind(unlearn)
+    if kind != "checkpoint_var":
+        if unlearn.checkpoints:
+            p.lines.append(
+                f"config.unlearn.checkpoints = {unlearn.checkpoints!r}: only an anchor 'checkpoint_var' (methods "
+                "vdu_style, fisher_anchor) uses them; set it to ()"
+            )
+        return
+    if len(unlearn.checkpoints) < 2:
+        p.lines.append(
+            f"config.unlearn.checkpoints = {unlearn.checkpoints!r}: an anchor 'checkpoint_var' (method "
+            f"{unlearn.method!r}) needs two or more folders of late models of one training run; or set "
+            "--config.unlearn.anchor=fisher or l2, which need none"
+        )
+    for path in unlearn.checkpoints:
+        if not path.startswith(hub.PREFIX) and not pathlib.Path(path).expanduser().is_dir():
+            p.lines.append(f"config.unlearn.checkpoints: no such folder: {path!r}; give folders of diffusers models")
