@@ -31,13 +31,14 @@ GONE = 0.0  # share of copies that may be left
 LARGEST_DIFFERENCE = 1 / 255
 
 TINY = {
-    "unlearn.num_steps": "300",
+    "unlearn.num_steps": "200",
     "unlearn.batch_size": "16",
     "unlearn.micro_batches": "1",
-    "unlearn.optimizer.learning_rate": "5e-4",
+    "unlearn.optimizer.learning_rate": "3e-4",
     "unlearn.optimizer.lr_schedule": "cosine",
     "unlearn.combine.name": "relative_norm",
     "unlearn.select.window": "(250,1000)",
+    "latents.sample": "False",  # as it was trained; the spread of this small autoencoder is no small noise
     "compute.remat": "False",
     "checkpoint.every": "100",
     "log.every": "20",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import errors, frequency, guards, timesteps
+from jaxunlearn.io.duplicates import NearDuplicates
 from jaxunlearn.io.forget import open_split
 from jaxunlearn.io.latent_cache import Latents
 from jaxunlearn.io.workdir import Workdir
@@ -22,12 +23,14 @@ from jaxunlearn.parallel import make_mesh
 from jaxunlearn.schedule import linear
 from jaxunlearn.types import Batch, Example
 from tests.launching import TINY, run, start
-from train import build, data_summary, examples, methods, prepare, selections, stages, validate
+from train import build, data_summary, examples, methods, prepare, selections, stages, validate, validate_unlearn
 from train.configs import digits, folder
 from train.dry_run import dry_run
 
 WORKDIR = pathlib.Path("runs/none")
 SCHEDULE = linear()
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""XLA need not polish a program for three steps."""
 NEEDED = {
     "naive": {"select__window": (0, 0)},
     "clamped": {"cap": 60.0},
@@ -150,6 +153,15 @@ def test_all_refusals_come_at_once():
         "config.unlearn.guards.l2_radius",
     ]
     assert len(problems(beta=1.0, cap=2.0, z="batch", anchor="l2")) == 4
+
+
+def test_a_noise_level_is_judged_by_the_schedule_of_the_users_model(tmp_path):
+    config = configured(select__window=(-14.0, -99.0), select__window_unit="log_snr")
+    assert validate.config_problems(config, WORKDIR, 1)  # the linear schedule ends before
+    config.base.path = str(tmp_path)
+    assert validate.config_problems(config, WORKDIR, 1) == []
+    assert "no timestep has log_snr" in validate_unlearn.schedule_problems(config.unlearn, SCHEDULE)[0]
+    assert validate_unlearn.schedule_problems(config.unlearn, linear(1000, beta_end=0.05)) == []
 
 
 # Selections
@@ -416,8 +428,15 @@ def test_copies_among_the_neighbours_are_refused():
     unlearn = configured(method="retrack", neighbours__k=2, neighbours__copy_rms=0.2).unlearn
     with pytest.raises(ValueError, match="2 keep images are copies"):
         examples.extra_images(unlearn, images, ("neighbours",), 0)
-    (line,) = data_summary.neighbour_problems(configured(method="retrack", neighbours__k=6), images.split)
-    assert "there are only 5 keep images" in line
+    # What is seen before anything runs: images 0 and 5 as pixels.
+    images.split.near_duplicates = NearDuplicates(np.array([0]), np.array([5]), np.array([0.01]))
+    config = configured(method="retrack", neighbours__k=6)
+    few, near = data_summary.neighbour_problems(config, images.split, None)
+    assert "there are only 5 keep images" in few
+    assert "1 keep images are that close" in near
+    config.unlearn.neighbours.copy_rms, config.unlearn.neighbours.k = 0.0, 5
+    assert data_summary.neighbour_problems(config, images.split, None) == []
+    assert data_summary.neighbour_problems(configured(), images.split, None) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -458,7 +477,7 @@ def final_weights(workdir) -> bytes:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(base, tmp_path, method):
     flags = [*TINY, *launch_flags(base, method), "--config.unlearn.num_steps=3", f"--workdir={tmp_path / 'run'}"]
-    done = run("train.main", *flags)
+    done = run("train.main", *flags, **QUICK)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     source = (base[1] / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -473,7 +492,8 @@ def test_a_killed_run_with_everything_measured_ends_in_the_same_bits(base, tmp_p
     flags = [
         *TINY,
         *launch_flags(base, "npo"),
-        "--config.unlearn.num_steps=300",
+        "--config.unlearn.num_steps=120",
+        "--config.checkpoint.every=40",
         "--config.unlearn.guards.mask=fisher_ratio",
         "--config.unlearn.guards.anchor_weight=1e-3",
         "--config.unlearn.guards.reserve.capacity=0.05",

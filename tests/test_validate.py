@@ -197,6 +197,10 @@ def test_differences_name_the_keys():
 def test_every_default_is_explained():
     """Every key of the tree stands on a line with a comment or under one."""
     source = pathlib.Path(defaults.__file__).read_text()
-    for key in ("near_duplicate_rms", "lam", "rho", "copy_threshold", "sample_every", "window", "caption", "guidance"):
+    keys = ("near_duplicate_rms", "lam", "rho", "copy_threshold", "sample_every", "window", "caption", "guidance")
+    selected = ("window_unit", "edge", "cutoff", "order", "backend", "uniform_share", "copy_rms")
+    of_methods = ("cap", "beta", "beta_unit", "level", "delta", "winner", "keep_term", "prior_term", "z", "anchor")
+    guarded = ("anchor_weight", "l2_radius", "mask", "fraction", "threshold", "batches", "capacity", "floor", "recycle")
+    for key in (*keys, *selected, *of_methods, *guarded, "two_sided", "checkpoints", "error"):
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{key}="))
         assert "#" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn.io.diffusers import DiffusersModel
@@ -11,7 +12,7 @@ from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from train.examples import cache_folder, latent_shape
-from train.validate_unlearn import schedule_problems
+from train.validate_unlearn import schedule_problems, selection_problems, waits_for_schedule
 
 MODEL = "the model's config"
 
@@ -30,9 +31,10 @@ def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | No
     if source is not None:
         problems += latent_problems(source, split) if source.is_latent else shape_problems(source.config, split, MODEL)
         problems += class_problems(source.config, MODEL)
-    problems += text_problems(config, split, source) + neighbour_problems(config, split)
+    problems += text_problems(config, split, source) + neighbour_problems(config, split, source)
     if source is not None:
-        problems += schedule_problems(config.unlearn, source.schedule)
+        judge = schedule_problems if waits_for_schedule(config) else selection_problems
+        problems += judge(config.unlearn, source.schedule)
     if source is not None and (not config.retrain.enabled or source.is_latent or source.takes_text):
         return problems
     if source is not None and not len(config.model):
@@ -120,12 +122,26 @@ def text_problems(config: ConfigDict, split: Split, source: DiffusersModel | Non
     return problems
 
 
-def neighbour_problems(config: ConfigDict, split: Split) -> list[str]:
-    """Too few keep images for the nearest neighbours that the method asks for."""
-    k = config.unlearn.neighbours.k
-    if config.unlearn.method != "retrack" or k <= len(split.keep):
+def neighbour_problems(config: ConfigDict, split: Split, source: DiffusersModel | None) -> list[str]:
+    """What stands between forget images and the nearest neighbours that the method asks for: too few, or copies."""
+    chosen, problems = config.unlearn.neighbours, []
+    if config.unlearn.method != "retrack":
         return []
-    return [f"config.unlearn.neighbours.k = {k}: there are only {len(split.keep)} keep images; lower it"]
+    if chosen.k > len(split.keep):
+        problems.append(
+            f"config.unlearn.neighbours.k = {chosen.k}: there are only {len(split.keep)} keep images; lower it"
+        )
+    near = split.near_duplicates
+    # Those of a latent model are compared as latents, when they are encoded.
+    copies = 0
+    if source is None or not source.is_latent:
+        copies = int(np.sum(np.isin(near.index, split.keep) & (near.rms <= chosen.copy_rms)))
+    if copies and chosen.copy_rms > 0:
+        problems.append(
+            f"config.unlearn.neighbours.copy_rms = {chosen.copy_rms}: {copies} keep images are that close to forget images, "
+            "which would be answered as themselves; set --config.data.near_duplicates=forget to unlearn them too"
+        )
+    return problems
 
 
 def _trained_captions(split: Split) -> list[str]:

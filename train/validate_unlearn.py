@@ -115,15 +115,20 @@ def _check_method(p: Problems) -> None:
             f"config.unlearn.guards.mask = {unlearn.guards.mask!r}: method {unlearn.method!r} has no forget term to "
             "measure it with; set it to 'none'"
         )
-    if p.config.base.path is not None and unlearn.select.window_unit == "log_snr":
-        return  # asked again with the noise schedule of the model in that folder
+    if waits_for_schedule(p.config):
+        return
     with contextlib.suppress(ValueError):  # told under config.scheduler
         schedule = read_scheduler(build.scheduler_json(p.config)).schedule
         p.lines.extend(schedule_problems(unlearn, schedule))
 
 
-def schedule_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
-    """What is wrong with selection, objective, combiner, draw and guards under a noise schedule: one line each."""
+def waits_for_schedule(config: ConfigDict) -> bool:
+    """Whether the window can only be judged with the noise schedule of the user's model."""
+    return config.base.path is not None and config.unlearn.select.window_unit == "log_snr"
+
+
+def selection_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
+    """What is wrong with the window and the filter under a noise schedule: one line each."""
     found = []
     for call in (
         lambda: selections.probed_range(unlearn, schedule),
@@ -133,6 +138,12 @@ def schedule_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
             call()
         except ValueError as error:
             found.append(f"config.unlearn.select: {error}")
+    return found
+
+
+def schedule_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
+    """What is wrong with selection, objective, combiner, draw and guards under a noise schedule: one line each."""
+    found = selection_problems(unlearn, schedule)
     if found:
         return found
     try:

@@ -124,13 +124,9 @@ def defaults() -> ConfigDict:
             cap=placeholder(float),  # mirrored: null level (None: of each row); clamped: the measured level, required
             beta=placeholder(float),  # npo, simnpo, dpo, kto: strength of the preference, positive
             beta_unit=placeholder(str),  # npo, simnpo: "loss" (beta is divided by the level) or "raw"
-            level=placeholder(
-                float
-            ),  # npo, simnpo: mean forget error of the starting model; None: measured at the start
+            level=placeholder(float),  # npo, simnpo: mean forget error at the start; None: measured
             delta=placeholder(float),  # simnpo: margin in the unit of the forget error
-            winner=placeholder(
-                str
-            ),  # dpo: "keep" (the row's keep image) or "surrogate" (one keep image a forget image)
+            winner=placeholder(str),  # dpo: "keep" (the row's own) or "surrogate" (one for each forget image)
             keep_term=placeholder(bool),  # dpo: adds the denoising error of keep; needs combine.keep
             prior_term=placeholder(bool),  # dpo: holds the answer to pure noise; needs combine.prior
             z=placeholder(object),  # kto: the reference point, a number of 0 or more, or "batch"
