@@ -117,11 +117,11 @@ def test_refusals(script, source, tmp_path, capsys):
 
 
 def test_the_check_says_what_is_missing(script, source, monkeypatch, capsys):
-    true_find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else true_find(name))
+    true_find, absent = importlib.util.find_spec, ("torch", "diffusers", "transformers")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else true_find(name))
     assert script.main(["--check", str(source)]) == 2
     error = capsys.readouterr().err
-    assert error == "--check needs torch; install them: pip install 'jaxunlearn[parity]'\n"
+    assert error == "--check needs torch, diffusers, transformers; install them: pip install 'jaxunlearn[parity]'\n"
 
 
 def test_the_help_reads_the_trees_back(script):

@@ -150,6 +150,7 @@ def test_a_broken_model_folder_is_refused(unbroken, tmp_path, break_it, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_so_and_goes_on(unbroken, tmp_path):
     workdir = tmp_path / "run"
     arguments = (*TINY, "--mode=unlearn", f"--workdir={workdir}")

@@ -337,6 +337,7 @@ def test_a_level_is_measured_once_and_kept(tiny, tmp_path):
     assert {"loss/forget", "aux/d_forget"} <= set(shapes[1])
 
 
+@pytest.mark.slow
 def test_neighbours_travel_with_their_forget_images(tiny, tmp_path):
     config = tiny(method="retrack", neighbours__k=3)
     start, made, _ = started(config, tmp_path)
@@ -356,6 +357,7 @@ def test_neighbours_travel_with_their_forget_images(tiny, tmp_path):
     assert "aux/spread" in shapes[1]
 
 
+@pytest.mark.slow
 def test_a_fisher_anchor_travels_in_the_state(tiny, tmp_path):
     config = tiny(method="fisher_anchor", anchor_batches=1)
     _, made, _ = started(config, tmp_path)

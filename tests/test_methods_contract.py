@@ -27,6 +27,8 @@ SGD_RATE = {"neggrad": 1e-2, "dpo": 1.0} | {m: 1e-2 for m in ("mirrored", "clamp
 """Of plain SGD, where 1e-4 would hardly move: NegGrad's weight is 0.01, others are means over pixels."""
 WITH_ALL_FORMS = ("naive", "siss", "npo")
 """Methods whose quick test covers pmap and AdamW too; of the others they run with the slow tests."""
+QUICK = ("naive", "siss", "erasediff", "npo", "retrack")
+"""Methods whose step for many devices is compiled in the quick tests; the others run with the slow tests."""
 STEPS = 10
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 case = pytest.mark.parametrize(("name", "selection"), CASES)
@@ -248,7 +250,9 @@ def compare(name, pairs, forms=("1", "8", "pmap")):
     assert traces == dict.fromkeys(forms, 0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_one_device_equals_eight_equals_pmap_after_ten_steps_and_each_compiles_once(name):
     compare(name, quick_pairs(name), ("1", "8", "pmap") if name in WITH_ALL_FORMS else ("1", "8"))
 
