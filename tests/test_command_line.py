@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.launching import run
@@ -43,6 +45,14 @@ def test_a_broken_config_file_shows_its_own_traceback(tmp_path):
     assert done.returncode == 2
     assert "undefined_name" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_of_a_key_that_is_set_twice_the_last_value_holds():
+    window, seed = "--config.unlearn.select.window", "--config.seed"
+    done = run("train.main", f"{window}=(1,2)", f"{seed}=1", f"{window}=(3,4)", f"{seed}=2", "--print_config")
+    config = json.loads(done.stdout)
+    assert config["unlearn"]["select"]["window"] == [3, 4]
+    assert config["seed"] == 2
 
 
 def test_help_lists_the_configuration_and_exits_0():

@@ -92,6 +92,12 @@ def _override_problem(argv: Sequence[str], config: ConfigDict) -> str | None:
     return None
 
 
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """Of a key that is set twice the last value holds; ml_collections would join the values of a tuple."""
+    last = {a.split("=", 1)[0]: i for i, a in enumerate(argv) if a.startswith("--config.") and "=" in a}
+    return [a for i, a in enumerate(argv) if last.get(a.split("=", 1)[0], i) == i]
+
+
 def parse(argv: Sequence[str]) -> Arguments:
     """Reads the command line ``argv`` (with the program's name first).
 
@@ -99,7 +105,7 @@ def parse(argv: Sequence[str]) -> Arguments:
       UsageError: anything that does not parse.
     """
     wants_help = any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:])
-    argv = [a for a in argv if a not in ("--help", "-h", "-help", "--helpfull", "--helpshort")]
+    argv = _last_of_each([a for a in argv if a not in ("--help", "-h", "-help", "--helpfull", "--helpshort")])
     if not any(a.lstrip("-") == "config" or a.lstrip("-").startswith("config=") for a in argv[1:] if a.startswith("-")):
         # Not the flag's default: ml_collections would read that file, with the overrides, while this module is imported.
         argv.insert(1, f"--config={DEFAULT_CONFIG}")
