@@ -56,7 +56,9 @@ TINY = {
 """What differs from the Stable Diffusion recipe for a network of half a million parameters."""
 
 SMALL = {
-    "unlearn.num_steps": "150",
+    "unlearn.num_steps": "200",
+    "unlearn.optimizer.learning_rate": "6e-4",
+    "unlearn.combine.rho": "0.2",
     "eval.num_samples": "16",
     "eval.batch_size": "16",
     "eval.sampling_steps": "10",
