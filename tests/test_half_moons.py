@@ -1,4 +1,4 @@
-"""The study of the half-moons at a small size, its measures, and (slow) what the whole one shows."""
+"""The study of the half-moons: its measures, and (slow) at a small size and as a whole."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def test_the_measures(half_moons):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_a_small_study_writes_a_table_and_a_picture(half_moons, tmp_path, capsys):
     path = tmp_path / "moons.png"
     size = ["--base-steps=20", "--steps=3", "--batch-size=16", "--width=8", "--samples=40", "--windows=2"]
