@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.registry import look_up
 from jaxunlearn.schedule import Schedule, per_example
 from jaxunlearn.types import Array, Predict, PyTree
 
@@ -89,10 +90,5 @@ def to_eps(predict: Predict, prediction_type: str, schedule: Schedule) -> Predic
     Raises:
       ValueError: a type other than ``epsilon``, ``v_prediction``, ``sample``.
     """
-    if prediction_type == "epsilon":
-        return predict
-    if prediction_type == "v_prediction":
-        return eps_from_v(predict, schedule)
-    if prediction_type == "sample":
-        return eps_from_x0(predict, schedule)
-    raise ValueError(f"unknown prediction_type {prediction_type!r}; known: epsilon, v_prediction, sample")
+    conversions = {"epsilon": lambda model, _: model, "v_prediction": eps_from_v, "sample": eps_from_x0}
+    return look_up("prediction_type", prediction_type, conversions)(predict, schedule)

@@ -108,13 +108,15 @@ def our_pictures(folder: pathlib.Path, prompt: str, image_shape: tuple[int, int,
     return np.asarray(to_unit(space.decode(jax.jit(latents)(model.params, noise, cond, texts[1:]))))
 
 
-def their_pictures(folder: pathlib.Path, prompt: str, latent_shape: tuple[int, int, int]) -> np.ndarray:
+def their_pictures(folder: pathlib.Path, prompt: str, image_shape: tuple[int, int, int]) -> np.ndarray:
     """The same by diffusers."""
     import torch
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
+    height, width = (side // pipeline.vae_scale_factor for side in image_shape[:2])
+    latent_shape = (height, width, pipeline.unet.config.in_channels)
     latents = torch.from_numpy(start_noise(latent_shape).transpose(0, 3, 1, 2).copy())
     return pipeline(
         [prompt] * COUNT, latents=latents, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np"
@@ -164,7 +166,6 @@ def main() -> int:
 
 def compare(out: pathlib.Path, prompt: str, forget: str, seconds: float) -> int:
     """Prints the table; 0 if every claim holds."""
-    from jaxunlearn.io import diffusers
     from jaxunlearn.io.datasets import DATASETS
     from jaxunlearn.metrics.extraction import calibrate
 
@@ -174,14 +175,13 @@ def compare(out: pathlib.Path, prompt: str, forget: str, seconds: float) -> int:
     threshold = float(calibrate(memorised, others).threshold[0])
     image_shape = memorised.shape[1:]
     folders = {"before": out / "model" / "pipeline", "after": out / "run" / "export"}
-    latent_shape = diffusers.load(folders["before"]).latent_space().latent_shape(image_shape)
 
     result = {"prompt": prompt, "copy_threshold": threshold, "seconds": round(seconds)}
     rows, holds = [], True
     print(f"{'model':8} {'copies':>8} {'nearest rms':>12} {'ours - diffusers, mean':>23}")
     for name, folder in folders.items():
         ours = our_pictures(folder, prompt, image_shape)
-        theirs = their_pictures(folder, prompt, latent_shape)
+        theirs = their_pictures(folder, prompt, image_shape)
         difference = float(np.abs(ours - theirs).mean())
         rms = np.sqrt(np.mean((theirs - memorised / 255) ** 2, axis=(1, 2, 3)))
         copies = int((rms < threshold).sum())

@@ -11,7 +11,7 @@ from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
-from train.examples import cache_folder, latent_shape
+from train.examples import cache_folder
 from train.validate_unlearn import schedule_problems, selection_problems, waits_for_schedule
 
 MODEL = "the model's config"
@@ -155,7 +155,7 @@ def model_lines(config: ConfigDict, workdir: Workdir, split: Split, source: Diff
     """What the model makes of the data: its latents, its texts, where they are kept."""
     lines = [] if source is None else [f"model: {note}" for note in source.notes]
     if source is not None and source.is_latent:
-        height, width, channels = latent_shape(source, split)
+        height, width, channels = source.vae.config.latent_shape(split.images.shape[1:])
         drawn = "drawn anew each time" if config.latents.sample else "their means"
         lines.append(f"latents: {height}x{width}x{channels}, {drawn}, kept in {cache_folder(config, workdir)}")
     captions = _trained_captions(split)

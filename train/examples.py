@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxunlearn.images import to_model
 from jaxunlearn.io.batches import batch_indices, rows_of_process
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
@@ -77,7 +78,7 @@ class Examples:
     def points(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, ...]: where images lie in the model's space, pixels in [-1, 1] or means of latents."""
         if self.latents is None:
-            return self.split.images[images].astype(np.float32) / 127.5 - 1
+            return np.asarray(to_model(self.split.images[images]))
         return self.latents.mean[self.latents.row[images]]
 
     def condition(self, texts: Sequence[str]) -> np.ndarray:
@@ -181,12 +182,6 @@ def cache_folder(config: ConfigDict, workdir: Workdir) -> pathlib.Path:
     return workdir.cache if config.latents.cache is None else pathlib.Path(config.latents.cache).expanduser()
 
 
-def latent_shape(model: DiffusersModel, split: Split) -> tuple[int, int, int]:
-    """(h, w, z) of the encoded images."""
-    vae, (height, width, _) = model.vae.config, split.images.shape[1:]
-    return height // vae.size_divisor, width // vae.size_divisor, vae.latent_channels
-
-
 def encoded_examples(
     config: ConfigDict, workdir: Workdir, split: Split, model: DiffusersModel, stage: str, poll: Callable[[], None]
 ) -> Examples:
@@ -227,7 +222,7 @@ def abstract_examples(config: ConfigDict, split: Split, model: DiffusersModel) -
     """Stand-ins of the right shapes for a dry run: nothing is encoded, and arrays of zeros that take no memory."""
     latents = texts = captions = None
     if model.is_latent:
-        zeros = np.broadcast_to(np.float32(0), (1, *latent_shape(model, split)))
+        zeros = np.broadcast_to(np.float32(0), (1, *model.vae.config.latent_shape(split.images.shape[1:])))
         latents = Latents(zeros, zeros, np.zeros(len(split.images), np.int64))
     if model.takes_text:
         captions = captions_of_stage(config, split, "unlearn")

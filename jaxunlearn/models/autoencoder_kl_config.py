@@ -68,6 +68,28 @@ class AutoencoderKLConfig(ModelConfig):
         """H and W of images are multiples of it, and it times those of the latents: ``2 ** (levels - 1)``."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Shape (H, W, C) of an image -> (h, w, z) of its latents.
+
+        Raises:
+          ValueError: H or W is not a multiple of ``size_divisor``, or C is not ``in_channels``.
+        """
+        height, width, channels = shape
+        divisor = self.size_divisor
+        problems = []
+        if height % divisor or width % divisor or 0 in (height, width):
+            problems.append(
+                f"image size {height}x{width} does not suit the autoencoder; height and width must be multiples of "
+                f"{divisor}; pad or resize the images"
+            )
+        if channels != self.in_channels:
+            problems.append(
+                f"images have {channels} channels, the autoencoder takes {self.in_channels}; convert the images"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return height // divisor, width // divisor, self.latent_channels
+
     @property
     def shift(self) -> float:
         """``shift_factor`` as a number."""

@@ -70,7 +70,23 @@ class CLIPTextConfig(ModelConfig):
 
     @classmethod
     def _of_another_class(cls, values: Mapping[str, Any]) -> list[str]:
-        return _other_architecture(values)
+        remedy = (
+            "text encoders with a projection (SDXL) or of another kind are not implemented; use Stable Diffusion 1 or 2"
+        )
+        allowed = ("CLIPTextModel", "CLIPModel") if values.get("model_type") == "clip" else ("CLIPTextModel",)
+        names = values.get("architectures") or []
+        lines = [
+            f"architectures: {name!r} is not supported; allowed: {', '.join(allowed)}; {remedy}"
+            for name in (names if isinstance(names, list | tuple) else [names])
+            if name not in allowed
+        ]
+        if values.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
+            kind = values["model_type"]
+            lines.append(f"model_type: {kind!r} is not supported; allowed: clip_text_model, clip; {remedy}")
+        nested = values.get("text_config")
+        if values.get("model_type") == "clip" and not isinstance(nested, Mapping):
+            lines.append(f"text_config: {nested!r} is not supported; allowed: a mapping; a file of a CLIP model has it")
+        return lines
 
     def _problems(self) -> list[str]:
         checks = Checks(self)
@@ -90,24 +106,3 @@ class CLIPTextConfig(ModelConfig):
             good = self.hidden_size % self.num_attention_heads == 0
             checks.check(good, "num_attention_heads", f"a divisor of hidden_size {self.hidden_size}")
         return checks.lines
-
-
-def _other_architecture(values: Mapping[str, Any]) -> list[str]:
-    """Lines for a file that belongs to another kind of text encoder."""
-    remedy = (
-        "text encoders with a projection (SDXL) or of another kind are not implemented; use Stable Diffusion 1 or 2"
-    )
-    allowed = ("CLIPTextModel", "CLIPModel") if values.get("model_type") == "clip" else ("CLIPTextModel",)
-    names = values.get("architectures") or []
-    lines = [
-        f"architectures: {name!r} is not supported; allowed: {', '.join(allowed)}; {remedy}"
-        for name in (names if isinstance(names, list | tuple) else [names])
-        if name not in allowed
-    ]
-    if values.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
-        kind = values["model_type"]
-        lines.append(f"model_type: {kind!r} is not supported; allowed: clip_text_model, clip; {remedy}")
-    nested = values.get("text_config")
-    if values.get("model_type") == "clip" and not isinstance(nested, Mapping):
-        lines.append(f"text_config: {nested!r} is not supported; allowed: a mapping; a file of a CLIP model has it")
-    return lines

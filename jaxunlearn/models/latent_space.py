@@ -57,21 +57,7 @@ class LatentSpace:
         Raises:
           ValueError: H or W is not a multiple of ``config.size_divisor``, or C is not ``config.in_channels``.
         """
-        height, width, channels = shape
-        divisor = self.config.size_divisor
-        problems = []
-        if height % divisor or width % divisor or 0 in (height, width):
-            problems.append(
-                f"image size {height}x{width} does not suit the autoencoder; height and width must be multiples of "
-                f"{divisor}; pad or resize the images"
-            )
-        if channels != self.config.in_channels:
-            problems.append(
-                f"images have {channels} channels, the autoencoder takes {self.config.in_channels}; convert the images"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
-        return height // divisor, width // divisor, self.config.latent_channels
+        return self.config.latent_shape(shape)
 
     def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the scaled latents; a draw is ``mean + std * eps``.
