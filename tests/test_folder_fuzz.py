@@ -19,23 +19,12 @@ from safetensors.numpy import load, save
 from jaxunlearn.io import diffusers as folders
 from jaxunlearn.models.convert import to_diffusers
 from jaxunlearn.models.parameters import init_params
-from jaxunlearn.models.unet2d_config import UNet2DConfig
+from tests.test_diffusers_io import CONFIG
 from tests.test_torch_pickle import BAD as BAD_PICKLES
 from tests.test_torch_pickle import hostile
 from tests.tiny_pipeline import make_tiny_pipeline
 from tests.torch_files import archive, torch_file
 
-CONFIG = UNet2DConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8, 8),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100}
 INDEX = {
     "_class_name": "DDPMPipeline",

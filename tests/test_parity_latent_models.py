@@ -14,6 +14,7 @@ from jaxunlearn.models.clip_text import CLIPText, CLIPTextConfig
 from jaxunlearn.models.latent_space import LatentSpace, TextEncoder
 from jaxunlearn.models.parameters import abstract_params
 from tests.tiny_clip import BOS, EOS, PROMPTS, write_tokenizer
+from tests.torch_twins import perturb, twin_params
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -33,16 +34,6 @@ def close(out, expected):
     expected = np.asarray(expected)
     assert out.shape == expected.shape
     assert np.abs(np.asarray(out) - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
-
-
-def to_params(model, config):
-    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    params = convert.to_flax(tensors, abstract_params(config))
-    back = convert.to_diffusers(params)
-    assert back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(back[name], tensor)
-    return params
 
 
 def levels(*channels):
@@ -73,12 +64,10 @@ def autoencoder(variant, spread=0.1):
     values = AUTOENCODERS[variant]
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(**values).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += spread * torch.randn_like(parameter)
+    perturb(model, spread)
     config = AutoencoderKLConfig.from_dict(dict(model.config))
     assert config == AutoencoderKLConfig(**values)
-    return model, config, to_params(model, config)
+    return model, config, twin_params(model, config)
 
 
 def channels_last(tensor):
@@ -161,7 +150,7 @@ def text_encoder(variant):
             parameter += 0.05 * torch.randn_like(parameter)
     config = CLIPTextConfig.from_dict({**json.loads(their_config.to_json_string()), "architectures": ["CLIPTextModel"]})
     assert config == CLIPTextConfig(**values)
-    return model, config, to_params(model, config)
+    return model, config, twin_params(model, config)
 
 
 @pytest.mark.parametrize("variant", TEXT_ENCODERS)
@@ -249,7 +238,7 @@ def test_prompt_to_condition(tmp_path):
     their_config = transformers.CLIPTextConfig(**TEXT | dict(vocab_size=570, eos_token_id=569))
     model = transformers.CLIPTextModel(their_config).eval()
     config = CLIPTextConfig.from_dict(json.loads(their_config.to_json_string()))
-    encoder = TextEncoder(config, to_params(model, config), load_tokenizer(folder), batch_size=3)
+    encoder = TextEncoder(config, twin_params(model, config), load_tokenizer(folder), batch_size=3)
     prompts = ["the cat", "", "a photo of a house", "the cat"]
     tokens = transformers.CLIPTokenizer.from_pretrained(folder)(prompts, padding="max_length", return_tensors="pt")
     with torch.no_grad():

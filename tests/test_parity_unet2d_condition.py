@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import convert
-from jaxunlearn.models.parameters import abstract_params, init_params
+from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_condition import UNet2DCondition, UNet2DConditionConfig
+from tests.torch_twins import perturb, twin_params
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -73,17 +74,10 @@ def make(variant, spread):
     values = BASE | VARIANTS[variant]
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel(**values).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += spread * torch.randn_like(parameter)
+    perturb(model, spread)
     config = UNet2DConditionConfig.from_dict(dict(model.config))
     assert config == UNet2DConditionConfig(**values)
-    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    params = convert.to_flax(tensors, abstract_params(config))
-    back = convert.to_diffusers(params)
-    assert back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(back[name], tensor)
+    params = twin_params(model, config)
     size = values["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     x, t = torch.randn(2, config.in_channels, height, width), torch.tensor([3, 977])

@@ -46,6 +46,33 @@ def golden_params(config, seed):
     return convert.to_flax(golden.weights(shapes, seed), abstract_params(config))
 
 
+def check_golden(name, cases, config_class, module, *, gradients):
+    """Outputs of diffusers, and its gradients too where the file has them."""
+    file = np.load(ROOT / "tests" / "golden" / f"unet2d_{name}.npz")
+    stored = json.loads(str(file["config"]))
+    assert stored == json.loads(json.dumps(cases[name]))
+    config = config_class.from_dict(stored)
+    params = golden_params(config, int(file["seed"]))
+    context = (file["context"],) if "context" in file else ()
+    labels = file["labels"] if file["labels"].size else None
+
+    def loss(params):
+        out = module(config).apply({"params": params}, file["x"], file["t"], *context, labels)
+        return jnp.mean(jnp.square(out)), out
+
+    with jax.default_matmul_precision("highest"):
+        if gradients:
+            grads, out = quick_jit(jax.grad(loss, has_aux=True))(params)
+            tensors = convert.to_diffusers(grads)
+            norms = [np.linalg.norm(tensors[name].astype(np.float64)) for name in sorted(tensors)]
+            largest = max(file["gradient_norms"])
+            np.testing.assert_allclose(norms, file["gradient_norms"], rtol=1e-4, atol=1e-6 * largest)
+        else:
+            out = quick_jit(loss)(params)[1]
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, file["out"], rtol=0, atol=2e-5 * max(1, np.abs(file["out"]).max()))
+
+
 def images(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
@@ -64,29 +91,7 @@ def one_level():
 
 @pytest.mark.parametrize("name", golden.CASES)
 def test_golden(name):
-    """Outputs of diffusers, and for one case its gradients too."""
-    file = np.load(ROOT / "tests" / "golden" / f"unet2d_{name}.npz")
-    stored = json.loads(str(file["config"]))
-    assert stored == json.loads(json.dumps(golden.CASES[name]))
-    config = UNet2DConfig.from_dict(stored)
-    params = golden_params(config, int(file["seed"]))
-    labels = file["labels"] if file["labels"].size else None
-
-    def loss(params):
-        out = UNet2D(config).apply({"params": params}, file["x"], file["t"], labels)
-        return jnp.mean(jnp.square(out)), out
-
-    with jax.default_matmul_precision("highest"):
-        if name == "scale_shift":
-            grads, out = quick_jit(jax.grad(loss, has_aux=True))(params)
-            tensors = convert.to_diffusers(grads)
-            norms = [np.linalg.norm(tensors[name].astype(np.float64)) for name in sorted(tensors)]
-            largest = max(file["gradient_norms"])
-            np.testing.assert_allclose(norms, file["gradient_norms"], rtol=1e-4, atol=1e-6 * largest)
-        else:
-            out = quick_jit(loss)(params)[1]
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, file["out"], rtol=0, atol=2e-5 * max(1, np.abs(file["out"]).max()))
+    check_golden(name, golden.CASES, UNet2DConfig, UNet2D, gradients=name == "scale_shift")
 
 
 def test_fast_and_textbook_forms_are_one_function(one_level, x64):

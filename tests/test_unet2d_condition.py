@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from jaxunlearn import predictors
-from jaxunlearn.models import convert
-from jaxunlearn.models.parameters import abstract_params, init_params
+from jaxunlearn.models.parameters import abstract_params
 from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig
 from jaxunlearn.models.unet2d_condition import UNet2DCondition, UNet2DConditionConfig
-from tests.test_unet2d import ROOT, golden
+from tests.test_unet2d import check_golden, golden, golden_params
 
 # A quarter of the usual compile time; the code is slower, which does not matter here.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -34,11 +33,6 @@ TWO_LEVELS = ONE_LEVEL | dict(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
 )
-
-
-def golden_params(config, seed):
-    shapes = {name: v.shape for name, v in convert.to_diffusers(init_params(config, 0)).items()}
-    return convert.to_flax(golden.weights(shapes, seed), abstract_params(config))
 
 
 def normal(*shape, seed=0):
@@ -61,29 +55,8 @@ def exact(model):
 
 @pytest.mark.parametrize("name", golden.CONDITION_CASES)
 def test_golden(name):
-    """Outputs of diffusers, and for one case its gradients too."""
-    file = np.load(ROOT / "tests" / "golden" / f"unet2d_{name}.npz")
-    stored = json.loads(str(file["config"]))
-    assert stored == json.loads(json.dumps(golden.CONDITION_CASES[name]))
-    config = UNet2DConditionConfig.from_dict(stored)
-    params = golden_params(config, int(file["seed"]))
-    labels = file["labels"] if file["labels"].size else None
-
-    def loss(params):
-        out = UNet2DCondition(config).apply({"params": params}, file["x"], file["t"], file["context"], labels)
-        return jnp.mean(jnp.square(out)), out
-
-    with jax.default_matmul_precision("highest"):
-        if name == "condition_sd2":
-            grads, out = quick_jit(jax.grad(loss, has_aux=True))(params)
-            tensors = convert.to_diffusers(grads)
-            norms = [np.linalg.norm(tensors[name].astype(np.float64)) for name in sorted(tensors)]
-            largest = max(file["gradient_norms"])
-            np.testing.assert_allclose(norms, file["gradient_norms"], rtol=1e-4, atol=1e-6 * largest)
-        else:
-            out = quick_jit(loss)(params)[1]
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, file["out"], rtol=0, atol=2e-5 * max(1, np.abs(file["out"]).max()))
+    cases = golden.CONDITION_CASES
+    check_golden(name, cases, UNet2DConditionConfig, UNet2DCondition, gradients=name == "condition_sd2")
 
 
 def test_fast_and_textbook_forms_are_one_function(model, x64):
