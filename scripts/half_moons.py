@@ -27,10 +27,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jaxunlearn as ju
 from jaxunlearn.combine import COMBINERS
-from jaxunlearn.sampling import SamplerConfig, sample, trajectory
-from jaxunlearn.timesteps import uniform
+from scripts.plane import init, make_predict, make_sampler, sliced_distance, train
 
 SCHEDULE = ju.schedule.linear(1000)
+predict = make_predict(SCHEDULE)
 NOISE = 0.05  # standard deviation across a moon
 
 
@@ -99,46 +99,6 @@ def off_the_moon(points: np.ndarray, upper: bool) -> np.ndarray:
     return np.min(np.linalg.norm(points[:, None] - line[None], axis=-1), axis=1)
 
 
-def sliced_distance(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
-    """Mean over directions of the one-dimensional Wasserstein-1 distance of two point sets [n, 2]."""
-    angle = np.pi * np.arange(directions) / directions
-    levels = (np.arange(500) + 0.5) / 500
-    a, b = (np.quantile(x @ np.stack([np.cos(angle), np.sin(angle)]), levels, axis=0) for x in (a, b))
-    return float(np.mean(np.abs(a - b)))
-
-
-def init(key: jax.Array, width: int) -> dict[str, jax.Array]:
-    """Parameters of the network."""
-    sizes = {"in": (2 + 32, width), "middle": (width, width), "more": (width, width), "out": (width, 2)}
-    keys = jax.random.split(key, len(sizes))
-    return {k: jax.random.normal(r, s) / np.sqrt(s[0]) for (k, s), r in zip(sizes.items(), keys)}
-
-
-def predict(params: dict[str, jax.Array], x_t: jax.Array, t: jax.Array, cond: None = None) -> jax.Array:
-    """A plain function: four layers, time as sines and cosines of the noise level."""
-    level = SCHEDULE.log_snr(t)[:, None] * jnp.asarray(2.0 ** np.arange(-4, 4) / 2)
-    time_features = jnp.concatenate([jnp.sin(level), jnp.cos(level), jnp.tanh(level), level / 50], axis=1)
-    h = jnp.concatenate([x_t.reshape(-1, 2), time_features], axis=1)
-    for name in ("in", "middle", "more"):
-        h = jax.nn.silu(h @ params[name])
-    return (h @ params["out"]).reshape(x_t.shape)
-
-
-def train(objective, combine, tx, params, keep, forget, steps, batch_size, key):
-    """``steps`` training steps as one scan; returns the parameters."""
-    step, draw_fn = ju.make_train_step(objective, combine, predict, tx), uniform(SCHEDULE.num_steps)
-
-    def body(state, i):
-        pick, draw_key = jax.random.split(jax.random.fold_in(key, i))
-        rows = jax.random.randint(pick, (2, batch_size), 0, len(keep))
-        batch = ju.Batch(ju.Example(keep[rows[0]]), ju.Example(forget[rows[1]]))
-        state, _ = step(state, batch, draw_fn(draw_key, batch))
-        return state, None
-
-    state, _ = jax.lax.scan(body, ju.init_state(params, tx, combine), jnp.arange(steps))
-    return state.params
-
-
 def windows(count: int) -> list[tuple[str, tuple[int, int]]]:
     """Everything, and ``count`` equal parts of it."""
     ends = np.linspace(0, SCHEDULE.num_steps, count + 1).astype(int).tolist()
@@ -169,7 +129,7 @@ def study(settings: Settings) -> dict[str, list[Row]]:
     def learn():
         tx = optax.adam(optax.cosine_decay_schedule(5e-3, settings.base_steps))
         params, options = init(key, settings.width), (settings.base_steps, settings.batch_size, key)
-        return train(ju.denoise(SCHEDULE), ju.weighted_sum(keep=1.0), tx, params, both, both, *options)
+        return train(predict, ju.denoise(SCHEDULE), ju.weighted_sum(keep=1.0), tx, params, both, both, *options)
 
     def unlearner(method):
         recipe = RECIPES[method]
@@ -181,14 +141,11 @@ def study(settings: Settings) -> dict[str, list[Row]]:
             objective = ju.methods.make_objective(method, SCHEDULE, forget_error=error)
             combine, tx = COMBINERS[recipe.combiner](**recipe.options), optax.adam(recipe.learning_rate)
             options = settings.steps or recipe.steps, settings.batch_size, jax.random.fold_in(key, 1)
-            return train(objective, combine, tx, params, keep, forget, *options)
+            return train(predict, objective, combine, tx, params, keep, forget, *options)
 
         return unlearn
 
-    config = SamplerConfig("ddim", clip_sample=False)
-    path = trajectory(SCHEDULE, config, 50)
-    start = jax.random.normal(jax.random.fold_in(key, 2), (settings.samples, 1, 1, 2))
-    draw_samples = jax.jit(lambda params: sample(predict, params, start, None, SCHEDULE, config, path).reshape(-1, 2))
+    draw_samples = make_sampler(predict, SCHEDULE, jax.random.fold_in(key, 2), settings.samples)
     truth = moon(settings.samples, True, settings.seed + 10).reshape(-1, 2)
 
     base = learn()
