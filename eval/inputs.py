@@ -13,7 +13,7 @@ from eval.prompts import Prompts, choose_prompts
 from eval.settings import resolve
 from jaxunlearn.io.diffusers import DiffusersModel, load
 from jaxunlearn.io.forget import Split, open_split
-from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.io.workdir import Workdir, is_reference
 
 
 class BadInput(Exception):
@@ -33,7 +33,8 @@ class Inputs:
       config: the run's resolved configuration.
       settings: its ``eval`` section with defaults and overrides, see :data:`eval.settings.DEFAULTS`.
       split: the data.
-      models: column ("before", "after", "retrained") -> model, in this order; "retrained" only if there is one.
+      models: column ("before", "after", "retrained", "retrained_2", ...) -> model, in this order; none or several
+        models may be retrained.
         Only "before" has autoencoder and text encoder; they are the same in all columns.
       paths: column -> the folder of the model, or the name under which it was fetched ("hf://...").
       prompts: the text of each sample, or None for models that take no text.
@@ -50,7 +51,7 @@ class Inputs:
     companion_batch_size: int = 8
 
 
-def read_inputs(root: str, overrides: Mapping[str, str]) -> Inputs:
+def read_inputs(root: str, overrides: Mapping[str, str], preset: str | None = None) -> Inputs:
     """Opens the work directory ``root``.
 
     Raises:
@@ -61,7 +62,7 @@ def read_inputs(root: str, overrides: Mapping[str, str]) -> Inputs:
     problems = [
         f"config.json: has no section {name!r}; fix: restore the file" for name in ("data",) if name not in config
     ]
-    settings, found = resolve(config.get("eval", {}), overrides)
+    settings, found = resolve(config.get("eval", {}), overrides, preset)
     problems += found
     paths = _model_paths(workdir, config, problems)
 
@@ -123,8 +124,7 @@ def _model_paths(workdir: Workdir, config: Mapping[str, Any], problems: list[str
         paths["after"] = workdir.model("unlearned")
     else:
         problems.append(f"{workdir.model('unlearned')}: is missing; fix: run the unlearning stage first")
-    if workdir.model("retrained").is_dir():
-        paths["retrained"] = workdir.model("retrained")
+    paths |= {folder.name: folder for folder in workdir.retrained()}
     return paths
 
 
@@ -132,7 +132,7 @@ def _load(path: pathlib.Path | str, column: str, config: Mapping[str, Any]) -> D
     """A model; the run's own scheduler serves folders of the user that have none."""
     first = column == "before"
     variant = (config.get("base") or {}).get("variant")
-    if column == "retrained":
+    if is_reference(column):
         # Made from the user's pipeline it has its variant; a model of the run's own configuration has none.
         names = [file.name for file in (path / "unet").glob("*.safetensors")]
         has_it = any(f".{variant}." in name or f".{variant}-" in name for name in names)

@@ -1,49 +1,57 @@
-"""``python -m eval.main --workdir DIR [--eval.num_samples=500 ...]``: evaluates a finished run.
+"""``python -m eval.main --workdir DIR [--preset standard] [--eval.num_samples=500 ...]``: evaluates a finished run.
 
-Reads the work directory's configuration, data and models; writes ``report.json``, ``report.html`` and
+Reads the work directory's configuration, data and models; writes ``unlearning_report.json``, ``report.html`` and
 ``evaluation.npz`` into it. Exit codes: 0 done; 1 a model could not be measured (the report says why) or the run failed;
 2 bad usage or a damaged work directory: one line per problem, nothing written.
+
+``python -m eval.main verify`` checks a report (:mod:`eval.verify`), ``python -m eval.main compare`` puts several runs into
+one table (:mod:`eval.compare`).
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-USAGE = """\
-usage: python -m eval.main --workdir DIR [--eval.KEY=VALUE ...]
+from eval.arguments import Parser, UsageError
 
-Evaluates the models of a work directory and writes report.html, report.json and evaluation.npz into it.
+USAGE = """\
+usage: python -m eval.main --workdir DIR [--preset NAME] [--eval.KEY=VALUE ...]
+       python -m eval.main verify REPORT.json [--model DIR] [--base DIR] [--forget DIR --key FILE]
+       python -m eval.main compare RUN RUN ... [--out FOLDER]
+
+Evaluates the models of a work directory and writes report.html, unlearning_report.json and evaluation.npz into it; or
+checks a report; or compares runs. `verify --help` and `compare --help` say more.
 
   --workdir DIR        work directory of a finished run of train.main
+  --preset NAME        smoke (minutes on a CPU), standard (what a report should hold) or audit (everything)
   --eval.KEY=VALUE     changes a setting of the run's configuration; KEY is one of:
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise SystemExit(_refuse([message]))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the evaluation and returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("verify", "compare"):
+        from eval import compare, verify
+
+        return {"verify": verify, "compare": compare}[argv[0]].main(argv[1:])
     if "--help" in argv or "-h" in argv:
         print(USAGE + _keys())
         return 0
-    parser = _Parser(prog="eval.main", add_help=False, allow_abbrev=False)
-    parser.add_argument("--workdir", required=True)
-    arguments, rest = parser.parse_known_args(argv)
-    overrides, problems = _overrides(rest)
 
     from eval.inputs import BadInput, read_inputs
 
+    parser = Parser(prog="eval.main", add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--preset")
     try:
+        arguments, rest = parser.parse_known_args(argv)
+        overrides, problems = _overrides(rest)
         if problems:
-            raise BadInput(problems)
-        inputs = read_inputs(arguments.workdir, overrides)
-    except BadInput as bad:
-        return _refuse(bad.problems)
+            raise UsageError(problems)
+        inputs = read_inputs(arguments.workdir, overrides, arguments.preset)
+    except (UsageError, BadInput) as bad:
+        return UsageError(bad.problems).refuse("eval.main")
 
     from eval.evaluate import evaluate
     from eval.output import write
@@ -93,12 +101,6 @@ def _keys() -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _refuse(problems: list[str]) -> int:
-    for problem in problems:
-        print(f"eval.main: {problem}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Writes what an evaluation found: evaluation.npz, report.json, report.html, each complete or not at all."""
+"""Writes what an evaluation found: evaluation.npz, unlearning_report.json, report.html, each complete or not at all."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from eval.context import Column
+from eval.figure_parts import data_uri
 from eval.inputs import Inputs
-from eval.measure import Column
 from eval.references import References
 from eval.report_html import render
+from eval.run_record import read_log
 from jaxunlearn.io.hashing import file_sha256
-from jaxunlearn.io.manifest import write_json
+from jaxunlearn.io.report import write_report
 
 STORED_SAMPLES = 64
 
@@ -27,15 +28,19 @@ def write(
     """Writes the three files into the work directory and returns their paths. ``report["files"]`` is filled in."""
     root = inputs.workdir.root
     arrays = root / "evaluation.npz"
-    _write_bytes(arrays, _npz(columns))
-    log, broken = _read_log(inputs.workdir.metrics)
+    write_bytes(arrays, _npz(columns))
+    log, broken = read_log(inputs.workdir.metrics)
     if broken:
         report["limitations"].append(f"{broken} lines of metrics.jsonl could not be read and are not in the curves.")
-    html = render(report, columns, refs, log)
-    _write_bytes(inputs.workdir.report_html, html.encode())
-    files = {"report.html": inputs.workdir.report_html, "evaluation.npz": arrays, "config.json": inputs.workdir.config}
-    report["files"] = {name: file_sha256(path) for name, path in files.items()}
-    write_json(inputs.workdir.report, report)
+    picture = root / "selection.png"
+    shown = report["selection"] is not None and picture.is_file()
+    selection = data_uri(picture.read_bytes(), "image/png") if shown else None
+    html = render(report, columns, refs, log, selection)
+    write_bytes(inputs.workdir.report_html, html.encode())
+    pictures = sorted(inputs.workdir.samples.glob("*.png")) + ([picture] if shown else [])
+    files = [inputs.workdir.report_html, arrays, inputs.workdir.config, *pictures]
+    report["files"] = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
+    write_report(inputs.workdir.report, report)
     return [arrays, inputs.workdir.report_html, inputs.workdir.report]
 
 
@@ -54,23 +59,8 @@ def _npz(columns: Mapping[str, Column]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_log(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Lines of metrics.jsonl, and how many are not JSON objects (a run that was killed may leave half a line)."""
-    rows, broken = [], 0
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            elif line.strip():
-                broken += 1
-    return rows, broken
-
-
-def _write_bytes(path: pathlib.Path, data: bytes) -> None:
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxunlearn.metrics import METRICS
+from jaxunlearn.metrics.entries import Entry, find, value
 from jaxunlearn.metrics.statistics import Interval
 
-Entry = dict[str, Any]
+__all__ = ["Entry", "entry", "find", "missing", "value"]
 
 
 def entry(
@@ -22,10 +23,24 @@ def entry(
     status: str = "ok",
     reason: str | None = None,
     unit: str | None = None,
+    floor: float | None = None,
+    weights_sha256: str | None = None,
+    seed_key: str | None = None,
 ) -> Entry:
     """A record of ``metric``, which must be in METRICS. A value that is not finite becomes null and "failed".
 
-    ``unit`` is for models that do not work on pixels; None takes that of METRICS.
+    Args:
+      metric: its name.
+      value: the number.
+      n: what it was computed from: samples, images, pairs.
+      ci: its interval; None where none is possible (then ``protocol`` says why).
+      protocol: how it was computed.
+      status: "ok", "not_run" or "failed".
+      reason: why there is no value.
+      unit: for models that do not work on pixels; None takes that of METRICS.
+      floor: the same quantity between retrained models.
+      weights_sha256: of the feature network's weights.
+      seed_key: the stream of random numbers; None: filled in for the family.
     """
     if status == "ok" and (value is None or not math.isfinite(value)):
         status, reason = "failed", reason or "the result is not a finite number"
@@ -38,7 +53,10 @@ def entry(
         "n": None if n is None else int(n),
         "ci": bounds,
         "target": known.target,
+        "floor": None if floor is None or not math.isfinite(floor) else float(floor),
         "protocol": dict(protocol or {}),
+        "weights_sha256": weights_sha256,
+        "seed_key": seed_key,
         "status": status,
         "reason": reason,
     }
@@ -54,17 +72,3 @@ def missing(
 ) -> Entry:
     """A record of a metric that has no value, and why."""
     return entry(metric, None, status=status, reason=reason, protocol=protocol, unit=unit)
-
-
-def find(entries: list[Entry], metric: str, **protocol: Any) -> Entry | None:
-    """The first entry of ``metric`` whose protocol holds the given values."""
-    for item in entries:
-        if item["metric"] == metric and all(item["protocol"].get(key) == value for key, value in protocol.items()):
-            return item
-    return None
-
-
-def value(entries: list[Entry], metric: str, **protocol: Any) -> float | None:
-    """The value of :func:`find`; None if there is no such entry or it has no value."""
-    found = find(entries, metric, **protocol)
-    return None if found is None else found["value"]

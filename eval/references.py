@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.classifier_training import TrainedClassifier, train_classifier
 from eval.parts import MAX_NUMBERS, in_parts
 from eval.prompts import Conditions, image_texts
 from eval.spaces import Space, round_trip_rms
+from jaxunlearn.classifier_training import TrainedClassifier, train_classifier
 from jaxunlearn.images import to_uint8
 from jaxunlearn.io.forget import Split
 from jaxunlearn.metrics import distances
@@ -19,7 +19,6 @@ from jaxunlearn.metrics.extraction import COPY_FRACTION, STRICT_FRACTION, Calibr
 from jaxunlearn.metrics.frechet import Moments, PixelBasis, moments, pixel_basis
 
 MAX_REFERENCE = 10_000  # keep images behind the Frechet distances
-MAX_INJECTED = 16  # forget images of the injection test
 NEIGHBOURS, MAX_NEIGHBOURS = 16, 1024  # other images that go through the autoencoder: for each forget image, in all
 
 
@@ -115,9 +114,11 @@ def choose(split: Split, settings: Mapping[str, Any]) -> Chosen:
     """The images of the injection test and of the losses, the same for all models."""
     _, first = np.unique(split.digests[split.forget], axis=0, return_index=True)
     forget = split.forget[np.sort(first)]
-    injected = np.unique(np.linspace(0, len(forget) - 1, min(len(forget), MAX_INJECTED)).round().astype(int))
+    injected = np.unique(
+        np.linspace(0, len(forget) - 1, min(len(forget), settings["injection_images"])).round().astype(int)
+    )
     sets = {"forget": forget, "keep": split.keep, "held_out": split.held_out}
-    loss = {name: _some(positions, settings["loss_images"], settings["seed"]) for name, positions in sets.items()}
+    loss = {name: some(positions, settings["loss_images"], settings["seed"]) for name, positions in sets.items()}
     return Chosen(forget, injected, {name: positions for name, positions in loss.items() if len(positions)})
 
 
@@ -157,7 +158,7 @@ def prepare(
     else:
         calibration, round_trip = calibrate(forget, others, threshold=settings["copy_threshold"]), None
 
-    reference = images[_some(split.keep, MAX_REFERENCE, seed)]
+    reference = images[reference_positions(split, seed)]
     numbers = int(np.prod(images.shape[1:]))
     basis = pixel_basis(reference, max_images=max(2, min(2000, MAX_NUMBERS // numbers)), seed=seed)
     classifier, reason, features = _classifier(split, settings, say)
@@ -233,7 +234,12 @@ def _classifier(split: Split, settings: Mapping[str, Any], say: Callable[[str], 
     return trained, None, None
 
 
-def _some(positions: np.ndarray, most: int, seed: int) -> np.ndarray:
+def reference_positions(split: Split, seed: int) -> np.ndarray:
+    """Positions of the keep images that distances of features compare with: at most MAX_REFERENCE, in their order."""
+    return some(split.keep, MAX_REFERENCE, seed)
+
+
+def some(positions: np.ndarray, most: int, seed: int) -> np.ndarray:
     """At most so many positions, in their order."""
     if len(positions) <= most:
         return positions

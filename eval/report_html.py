@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval import figures
-from eval.measure import Column
+from eval.context import Column
 from eval.records import Entry, find
 from eval.references import References
 from eval.report_pictures import figure_element, injections_section, samples_section
-from eval.report_tables import columns_of, tables_section
+from eval.report_run import copies_section, run_section, selection_section
+from eval.report_tables import tables_section
 from eval.style import STYLE
 from eval.wording import TITLES, number
 from jaxunlearn.metrics import METRICS
+from jaxunlearn.metrics.entries import columns_of
 
 CAPTIONS = {
-    "training": (
-        "Unlearning",
-        "Terms of the loss over the steps of unlearning; thin: logged values, thick: running mean.",
-    ),
     "loss_forget": (
         "Loss on the forget images",
         "After unlearning it should reach the level of a retrained model, which for an ordinary image is that of held-out "
@@ -55,12 +54,21 @@ OVERALL = {
     "incomplete": "Some checks are open",
 }
 
+MEANING = {
+    "passed": "Every required claim passed, compared with retrained models. That bounds what is left, and proves no more.",
+    "screening_passed": "What could be checked without a retrained model passed. Whether the model is like one that never "
+    "saw the forget images is not known: retrain.enabled=True trains that yardstick.",
+    "failed": "At least one claim failed. The reasons stand below it.",
+    "incomplete": "No claim failed, but some are open or were not checked. The reasons stand below each.",
+}
+
 
 def render(
     report: Mapping[str, Any],
     columns: Mapping[str, Column],
     refs: References,
     log: Sequence[Mapping[str, Any]],
+    selection_picture: str | None = None,
 ) -> str:
     """The page.
 
@@ -69,19 +77,28 @@ def render(
       columns: column -> samples and arrays.
       refs: the data side, for grids of injections.
       log: lines of metrics.jsonl.
+      selection_picture: the figure of an automatic selection as a data URI, or None.
     """
     sections = [
         _header(report),
         _cards(report),
         samples_section(report, columns),
         _verdicts(report),
-        _curves(report, columns, refs, log),
+        run_section(report, log),
+        selection_section(report, selection_picture),
+        _curves(report, columns, refs),
         injections_section(report, columns, refs),
         tables_section(report),
+        copies_section(report),
         _details(report),
         _limits(report),
     ]
-    title = html.escape(report["title"])
+    return document(report["title"], sections)
+
+
+def document(heading: str, sections: Sequence[str]) -> str:
+    """A whole page around its sections: the style inside, nothing from elsewhere, no scripts."""
+    title = html.escape(heading)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -102,10 +119,15 @@ def _header(report) -> str:
         f"{html.escape(report['created_utc'])}",
     ]
     return (
-        f'<header><p class="kicker">{html.escape(report["title"])}</p><h1>{html.escape(report["headline"])}</h1>'
+        f'<header><p class="kicker">{html.escape(report["title"])}</p><h1>{unbroken(html.escape(report["headline"]))}</h1>'
         f'<p><span class="badge {state}">{OVERALL[state]}</span></p>'
         f'<p class="facts">{" &middot; ".join(facts)}</p><p class="notice">{html.escape(report["notice"])}</p></header>'
     )
+
+
+def unbroken(text: str) -> str:
+    """Text whose numbers keep their percent sign on the line."""
+    return re.sub(r"(?<=\d) %", "&nbsp;%", text)
 
 
 def _of_prompts(report) -> str:
@@ -130,9 +152,10 @@ def _cards(report) -> str:
     ]
     cards = []
     for title, metric, protocol in chosen:
-        values = [_short(find(report["evaluation"][name], metric, **protocol), metric) for name in columns_of(report)]
+        columns = {name: entries for name, entries in columns_of(report).items() if name != "control"}
+        values = [_short(find(entries, metric, **protocol), metric) for entries in columns.values()]
         arrow = '<span class="arrow">&rarr;</span>'.join(f"<b>{v}</b>" for v in values[:2])
-        extra = f"<small>retrained {values[2]}</small>" if len(values) > 2 else ""
+        extra = f"<small>retrained {', '.join(values[2:])}</small>" if len(values) > 2 else ""
         wanted = {"lower": "lower is better", "higher": "higher is better"}.get(METRICS[metric].target, "")
         wanted = wanted or ("as after retraining" if metric != "copy_rate" else "none wanted")
         cards.append(
@@ -142,7 +165,8 @@ def _cards(report) -> str:
 
 
 def _usable(report, metric: str) -> bool:
-    return all((find(report["evaluation"][name], metric) or {}).get("status") == "ok" for name in columns_of(report))
+    columns = columns_of(report)
+    return all((find(columns[name], metric) or {}).get("status") == "ok" for name in ("before", "after"))
 
 
 def _short(item: Entry | None, metric: str) -> str:
@@ -152,29 +176,44 @@ def _short(item: Entry | None, metric: str) -> str:
 
 
 def _verdicts(report) -> str:
-    rows = []
+    """Each claim with its result, its reason and its rule; claims that were not checked for one reason stand together."""
+    items, unchecked = [], {}
     for verdict in report["verdicts"]:
-        reason = f"<br><small>{html.escape(verdict['reason'])}</small>" if verdict["reason"] else ""
-        rows.append(
-            f'<tr><td>{html.escape(verdict["claim"])}{reason}</td><td><span class="badge {verdict["status"]}">'
-            f"{LABELS[verdict['status']]}</span></td><td><small>{html.escape(verdict['rule'])}</small></td></tr>"
+        if verdict["status"] == "not_run":
+            unchecked.setdefault(verdict["reason"], []).append(verdict)
+            continue
+        reason = f"<p>{html.escape(_sentence(verdict['reason']))}</p>" if verdict["reason"] else ""
+        items.append(
+            f'<div class="check"><div><span class="badge {verdict["status"]}">{LABELS[verdict["status"]]}</span></div><div>'
+            f"<b>{html.escape(_sentence(verdict['claim']))}</b>{reason}<small>Rule: {html.escape(verdict['rule'])}</small>"
+            "</div></div>"
         )
-    head = "<tr><th>Claim</th><th>Result</th><th>Rule, fixed before the run</th></tr>"
-    return f'<section><h2>Checks</h2><div class="scroll"><table>{head}{"".join(rows)}</table></div></section>'
+    for reason, verdicts in unchecked.items():
+        claims = "".join(
+            f"<li>{html.escape(_sentence(v['claim']))}<br><small>Rule: {html.escape(v['rule'])}</small></li>"
+            for v in verdicts
+        )
+        items.append(
+            f'<div class="check"><div><span class="badge not_run">{LABELS["not_run"]}</span></div>'
+            f"<div><p>{html.escape(_sentence(reason))}</p><ul>{claims}</ul></div></div>"
+        )
+    meaning = f"<p>{html.escape(MEANING[report['overall']])} All rules were fixed before the run.</p>"
+    return f"<section><h2>Checks</h2>{meaning}{''.join(items)}</section>"
 
 
-def _curves(report, columns, refs, log) -> str:
-    made = figures.curves(report, columns, refs, log)
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _curves(report, columns, refs) -> str:
+    made = figures.curves(report, columns, refs)
     captions = CAPTIONS | (LATENT_CAPTIONS if report["autoencoder"] else {})
     parts = [
         figure_element(made[name], f"<b>{title}</b><br>{text}", title)
         for name, (title, text) in captions.items()
         if name in made
     ]
-    absent = ""
-    if "training" not in made:
-        absent = "<p><small>There are no logged losses of the unlearning stage, so their curve is missing.</small></p>"
-    return f'<section><h2>Curves</h2><div class="pair">{"".join(parts)}</div>{absent}</section>'
+    return f'<section><h2>Curves</h2><div class="pair">{"".join(parts)}</div></section>' if parts else ""
 
 
 def _details(report) -> str:
@@ -194,7 +233,13 @@ def _details(report) -> str:
         "Time": ", ".join(f"{name} {seconds:g} s" for name, seconds in report["timings_seconds"].items()),
     }
     for model in report["reference"]["models"]:
-        rows["Retrained model"] = f"{model['path']}, {model['tree_sha256']}"
+        rows[f"Model {model['model'].replace('_', ' ')}"] = (
+            f"{model['path']}, seed {model['seed']}, {model['tree_sha256']}"
+        )
+    method = report["method"]
+    made = f"{method['name']}: objective {method['objective']}, combiner {method['combiner']}, seed {method['seed']}; "
+    made += f"{method['steps'] or 'unknown'} steps; {method['stop_rule']}; {method['precision']}"
+    rows["Method"] = made
     rows |= _pipeline_rows(report)
     body = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
     return f'<section><h2>Protocol</h2><div class="scroll"><table class="details">{body}</table></div></section>'

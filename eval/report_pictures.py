@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval import figures
-from eval.measure import Column
+from eval.context import Column
 from eval.references import References
 
 GRID_SAMPLES = 64
@@ -19,7 +19,7 @@ PIXELATED = 64  # pictures of at most this width are shown with sharp pixels
 
 def samples_section(report, columns: Mapping[str, Column]) -> str:
     """The first samples of all columns, copies marked."""
-    good = {name: column for name, column in columns.items() if column.samples is not None}
+    good = _shown({name: column for name, column in columns.items() if column.samples is not None})
     if not good:
         return ""
     hide = not report["settings"]["include_images"]
@@ -40,6 +40,11 @@ def samples_section(report, columns: Mapping[str, Column]) -> str:
             parts.append(_strip(samples, hide))
     note += " Each place has the same noise in all grids."
     return f"<section><h2>Samples from the same noise</h2><p>{note}</p>{''.join(parts)}</section>"
+
+
+def _shown(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Of several retrained models the pictures of the first one."""
+    return {name: column for name, column in columns.items() if name in ("before", "after", "retrained")}
 
 
 def _prompts(block: Mapping[str, Any]) -> str:
@@ -88,7 +93,7 @@ def _strip(samples: Mapping[str, tuple[np.ndarray, np.ndarray]], hide: bool) -> 
 
 def injections_section(report, columns: Mapping[str, Column], refs: References) -> str:
     """What the first forget image becomes, row by row; only where its picture may be shown."""
-    good = {name: column for name, column in columns.items() if column.injected is not None}
+    good = _shown({name: column for name, column in columns.items() if column.injected is not None})
     if not good:
         return ""
     if not report["settings"]["include_images"]:

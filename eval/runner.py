@@ -42,6 +42,10 @@ class Runner:
     Attributes:
       space: where the model works.
       takes_text: whether it has conditions.
+      conditions: what it is conditioned on; ``conditions.at(rows)`` is the ``cond`` of images with these rows.
+      schedule: the noise schedule of the model.
+      predict: ``(params, x_t, t [B], cond) -> eps_hat`` as a pure function, not compiled; t may be float where the model
+        takes it.
       protocol: how samples are made, for the report.
     """
 
@@ -54,10 +58,10 @@ class Runner:
         """
         self._identity = _identity(model)
         self._settings = settings
-        self._schedule = model.schedule
+        self.schedule = model.schedule
         self.space = space
         self.takes_text = conditions.table is not None
-        self._conditions = conditions
+        self.conditions = conditions
         self._key = jax.random.key(settings["seed"])
         config = model.sampler.with_kind(settings["sampler"], model.schedule, settings["sampling_steps"])
         steps = sampling.trajectory(model.schedule, config, settings["sampling_steps"])
@@ -94,6 +98,7 @@ class Runner:
             sampling.ancestral_chain(predict_given, model.schedule, ancestral, max(settings["injection_t"]))
         )
         self._loss = jax.jit(make_loss_rows(predict, model.schedule))
+        self.predict = predict
         self.protocol = {
             "sampler": settings["sampler"],
             "steps": settings["sampling_steps"],
@@ -119,11 +124,11 @@ class Runner:
         shape = self.space.shape(image_shape)
         rows, uncond = np.zeros(total, np.int32), None
         if texts is not None:
-            rows, uncond = self._conditions.rows(texts), self._conditions.at(self._conditions.rows([""]))
+            rows, uncond = self.conditions.rows(texts), self.conditions.at(self.conditions.rows([""]))
         parts, broken = [], 0
         for start in range(0, total, batch):
             indices = np.arange(start, start + min(batch, total), dtype=np.int32)
-            cond = None if texts is None else self._conditions.at(rows[np.minimum(indices, total - 1)])
+            cond = None if texts is None else self.conditions.at(rows[np.minimum(indices, total - 1)])
             made = np.asarray(self._sample(params, indices, cond, uncond, shape))[: total - start]
             images = self.space.decode(made)
             broken += int(np.sum(~np.all(np.isfinite(images), axis=(1, 2, 3))))
@@ -147,14 +152,14 @@ class Runner:
             parts = []
             for start in range(0, len(x_t), batch):
                 take = np.minimum(np.arange(start, start + batch), len(x_t) - 1)
-                cond = self._conditions.at(rows[take])
+                cond = self.conditions.at(rows[take])
                 parts.append(np.asarray(self._chain((params, cond), x_t[take], np.int32(step), keys[take])))
             done += step + 1
             tick(done / (sum(t) + len(t)))
             return np.concatenate(parts)[: len(x_t)]
 
         key = jax.random.fold_in(self._key, INJECTION)
-        return denoise_injection(sample_from, a0, self._schedule, key, t, copies)
+        return denoise_injection(sample_from, a0, self.schedule, key, t, copies)
 
     def loss(self, params: PyTree, x0: np.ndarray, rows: np.ndarray, tick: Tick) -> np.ndarray:
         """Denoising loss [N, len(loss_t)] of x0 [N,...] in the model's space, under the conditions ``rows`` [N].
@@ -178,7 +183,7 @@ class Runner:
             settings["loss_noises"],
             settings["batch_size"],
             each,
-            cond=self._conditions.at(rows),
+            cond=self.conditions.at(rows),
         )
 
 

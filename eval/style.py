@@ -50,8 +50,16 @@ tr:first-child > th { border-top: 0; color: var(--soft); font-weight: 600; font-
 .missing { color: var(--soft); max-width: 220px; }
 .details th { width: 130px; color: var(--soft); font-weight: 600; }
 .details td { overflow-wrap: anywhere; }
+.check { display: grid; grid-template-columns: 92px 1fr; gap: 4px 12px; padding: 12px 0;
+  border-top: 1px solid var(--line); }
+.check p { margin: 2px 0; } .check ul { margin: 4px 0 0; } .check small { line-height: 1.4; display: block; }
+.check li small { margin-bottom: 6px; }
+.missing-line { color: var(--soft); font-size: 0.88rem; margin: 8px 0 0; } .missing-line b { color: var(--ink); }
+.pair + p { margin-top: 18px; }
 ul { margin: 0 0 12px; padding-left: 20px; }
 li { margin: 4px 0; }
-@media (max-width: 520px) { section { padding: 16px 14px; } th, td { padding-right: 10px; } }
+@media (max-width: 520px) { section { padding: 16px 14px; } th, td { padding-right: 10px; }
+  .check { grid-template-columns: 1fr; }
+  .numbers td:first-child { min-width: 128px; } .numbers td:not(:first-child) { min-width: 100px; } }
 @media print { body { background: white; } section, .card { break-inside: avoid; } }
 """

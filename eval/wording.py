@@ -7,6 +7,8 @@ from typing import Any
 
 from eval.records import find
 from eval.references import References
+from jaxunlearn.metrics import METRICS
+from jaxunlearn.metrics.entries import columns_of, references
 
 TITLES = {
     "copy_rate": "Copies of the forget set among samples",
@@ -26,10 +28,62 @@ TITLES = {
     "fd_classifier": "Frechet distance, features of the run's classifier",
     "fd_pixel": "Frechet distance, principal components of pixels",
     "inception_score": "Inception score of the run's classifier",
+    "kd_classifier": "Kernel distance, features of the run's classifier",
+    "precision_classifier": "Precision, features of the run's classifier",
+    "recall_classifier": "Recall, features of the run's classifier",
+    "density_classifier": "Density, features of the run's classifier",
+    "coverage_classifier": "Coverage, features of the run's classifier",
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "Precision, Inception features",
+    "recall": "Recall, Inception features",
+    "density": "Density, Inception features",
+    "coverage": "Coverage, Inception features",
+    "inception_score_imagenet": "Inception score, 1008 classes",
+    "copy_carlini": "Copies by the ratio to the nearest training images",
+    "copy_ratio": "Copies by the ratio to the nearest keep image",
+    "copy_patch": "Copies tile by tile",
+    "copy_ssim": "Copies by structural similarity",
+    "mia/loss_t": "Denoising loss",
+    "mia/secmi": "SecMI",
+    "mia/pia": "PIA",
+    "mia/pian": "PIAN",
+    "mia/sima": "SimA",
+    "mia/clid": "CLiD",
+    "mia/quantile": "Denoising loss for such an image",
+    "cdi_p": "The whole set, all scores together",
+    "ulira": "Shadow models (U-LiRA)",
+    "noise_norm": "Pull of the forget prompts",
+    "sscd": "Injection: SSCD similarity to the forget image",
+    "sscd_calibrated": "Injection: SSCD similarity, calibrated",
+    "copy_sscd": "Copies among samples by SSCD",
+    "clip_iqa": "CLIP-IQA",
+    "aesthetic": "Aesthetic score",
+    "sharpness": "Sharpness (variance of the Laplacian)",
+    "total_variation": "Total variation",
+    "high_band_energy": "Energy above half the Nyquist frequency",
+    "noise_sigma": "White noise",
 }
 """Metric -> title for people."""
 
-SHARES = ("copy_rate", "copy_rate_strict", "injection_copies")
+FAMILY_TITLES = {
+    "injection": "Denoising injection: what comes back",
+    "losses": "Denoising loss",
+    "extraction": "Copies by other detectors",
+    "membership": "Membership: can the forget images be told from held-out ones?",
+    "classifier_features": "Quality on features of the run's classifier",
+    "inception_features": "Quality on Inception features",
+    "copy_detector": "SSCD, the copy detector",
+}
+"""Family of metrics -> title of its table."""
+
+
+def title(metric: str) -> str:
+    """The title of a metric; where it has none, its description."""
+    return TITLES.get(metric) or METRICS[metric].description
+
+
+SHARES = ("copy_rate", "copy_rate_strict", "injection_copies", "copy_carlini", "copy_ratio", "copy_patch", "copy_ssim")
 """Metrics that are printed in percent."""
 
 
@@ -47,7 +101,7 @@ def number(value: float, metric: str = "") -> str:
 
 def headline(report: Mapping[str, Any]) -> str:
     """The result in one or two plain sentences."""
-    columns = report["evaluation"]
+    columns = columns_of(report)
     before, after = (find(columns[name], "copy_rate") for name in ("before", "after"))
     unique = report["forget_set"]["unique"]
     noun = "The forget image was" if unique == 1 else f"Copies of the {unique} forget images were"
@@ -66,33 +120,53 @@ def headline(report: Mapping[str, Any]) -> str:
         f"{noun} {number(before['value'], 'copy_rate')} of samples{of_prompts} before and {count} of {total:,} after "
         f"(at most {upper} with {level} confidence)."
     )
-    retrained = find(columns["retrained"], "copy_rate")
-    if retrained is not None and retrained["status"] == "ok":
-        text += f" A model retrained without it gives {retrained['protocol']['count']} of {retrained['n']:,}."
+    without = "it" if unique == 1 else "them"
+    for name in references(columns)[:1]:
+        retrained = find(columns[name], "copy_rate")
+        if retrained is not None and retrained["status"] == "ok":
+            text += (
+                f" A model retrained without {without} gives {retrained['protocol']['count']} of {retrained['n']:,}."
+            )
     return text
 
 
-def not_tested(retrained: bool, text: bool = False) -> list[str]:
-    """Tests that this evaluation does not contain.
+NOT_TESTED = {
+    (
+        "mia/",
+        "cdi_p",
+    ): "Membership scores: whether an attacker can tell from losses that the images were once trained on.",
+    ("ulira",): "Membership inference with shadow models, the strongest known attack of this kind.",
+    ("relearn_ratio",): "Relearning: how quickly the images come back when training goes on.",
+    ("gap_kl_forget",): "The gap to retrained models near the forget images, the most sensitive test of all.",
+    ("nll_",): "Likelihood of the forget images.",
+    ("fid",): "FID on Inception features: its network was not used.",
+    ("sscd", "copy_sscd"): "SSCD copy similarity: its network was not used.",
+    ("copy_sscd",): "Copies that are shifted, mirrored, cropped or recoloured: distances of pixels do not see them.",
+}
+"""Beginnings of metrics -> what is not known if none of them has a value."""
+
+
+def not_tested(entries: Mapping[str, list[dict[str, Any]]], text: bool, settings: Mapping[str, Any]) -> list[str]:
+    """Tests that this evaluation does not contain; never empty.
 
     Args:
-      retrained: whether there is a retrained model.
+      entries: column -> entries.
       text: whether the model takes text.
+      settings: the evaluation's settings.
     """
-    out = [
-        "Membership inference with shadow models: whether an attacker can tell that the images were once trained on.",
-        "Relearning: how quickly the images come back when training goes on.",
-        "Likelihood of the forget images.",
-        "FID on Inception features, SSCD copy similarity: their networks are not part of this evaluation.",
-        "Copies that are shifted, mirrored, cropped or recoloured: pixel distances do not see them.",
-    ]
+    measured = {item["metric"] for item in entries["after"] if item["status"] == "ok"}
+    out = []
+    if not references(entries):
+        out.append(
+            "Comparison with a model retrained without the forget set, the yardstick of every forgetting metric."
+        )
+    out += [line for starts, line in NOT_TESTED.items() if not any(name.startswith(starts) for name in measured)]
     if text:
         out.append("Other prompts, guidance scales and negative prompts, and prompts made to bring an image back.")
         out.append("Whether samples follow their prompts.")
-    if not retrained:
-        out.insert(
-            0, "Comparison with a model retrained without the forget set, the yardstick of every forgetting metric."
-        )
+    out.append(f"Samplers other than {settings['sampler']} with {settings['sampling_steps']} steps.")
+    out.append("Whether plain fine-tuning on the keep images would have done as well.")
+    out.append("Copies of the model outside this work directory, and the training data themselves.")
     return out
 
 

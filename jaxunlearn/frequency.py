@@ -252,6 +252,29 @@ FILTERS = {"low_pass": low_pass, "high_pass": high_pass, "band": band}
 """The one registry of filters: name -> factory; ``band`` takes two cut-offs, the others one."""
 
 
+def from_mask(mask: Array) -> RadialFilter:
+    """A filter with the given transfer function, which may be an argument of a compiled program: one serves all cut-offs.
+
+    Args:
+      mask: [H, W//2+1] on the rfft2 grid, such as ``low_pass(0.5).mask(H, W, None)``. Rows y and H - y of its first column
+        must be equal (and of the last one where W is even), as those of every mask of a radius are.
+
+    Returns:
+      The filter, for images of H x W alone.
+
+    >>> x = jnp.arange(64.0).reshape(1, 8, 8, 1)
+    >>> bool(jnp.all(from_mask(low_pass(0.5).mask(8, 8, None))(x, None) == low_pass(0.5)(x, None)))
+    True
+    """
+
+    def transfer(rho, t):
+        if mask.shape != rho.shape:
+            raise ValueError(f"the mask must be {list(rho.shape)} for these images, got {list(mask.shape)}")
+        return mask
+
+    return RadialFilter(transfer)
+
+
 class RadialSpectrum(NamedTuple):
     """Mean power per shell of equal radius.
 

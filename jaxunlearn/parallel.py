@@ -94,6 +94,35 @@ def sharded_step(step: TrainStep, draw_fn: DrawFn, mesh: Mesh, *, donate: bool =
     return jax.jit(global_step, donate_argnums=(0,) if donate else ())
 
 
+def sharded_family(
+    make_step: Callable[[PyTree], TrainStep], draw_fn: DrawFn, mesh: Mesh, *, donate: bool = True
+) -> Callable[[TrainState, Array, Batch, PyTree], tuple[TrainState, Metrics]]:
+    """As :func:`sharded_step`, for steps that differ in numbers alone: one compiled function serves all of them.
+
+    Args:
+      make_step: ``values -> step``; values is a tree of arrays, traced here: windows as tables, filters as masks
+        (:func:`jaxunlearn.timesteps.table_weight`, :func:`jaxunlearn.frequency.from_mask`), the numbers of a combiner.
+      draw_fn: as for :func:`sharded_step`.
+      mesh: likewise.
+      donate: likewise.
+
+    Returns:
+      ``(state, key, global batch, values) -> (state, metrics)``. Place the values with :func:`replicate`.
+    """
+
+    def of_device(state: TrainState, batch: Batch, draw: PyTree, values: PyTree) -> tuple[TrainState, Metrics]:
+        return make_step(values)(state, batch, draw, axis_name=AXIS)
+
+    specs = (P(), P(AXIS), P(AXIS), P())
+    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+
+    def global_step(state: TrainState, key: Array, batch: Batch, values: PyTree) -> tuple[TrainState, Metrics]:
+        draw = draw_fn(jax.random.fold_in(key, state.step), batch)
+        return mapped(state, batch, draw, values)
+
+    return jax.jit(global_step, donate_argnums=(0,) if donate else ())
+
+
 def pmap_step(step: TrainStep, draw_fn: DrawFn, devices: Sequence[jax.Device] | None = None) -> GlobalStep:
     """The same step under ``jax.pmap``, for programs that are built on it; state in and out are not stacked.
 

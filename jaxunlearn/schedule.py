@@ -2,12 +2,15 @@
 
 ``x_t = alpha(t) x0 + sigma(t) eps`` with ``alpha = sqrt(alphas_cumprod)`` and ``sigma = sqrt(1 - alphas_cumprod)``
 (DDPM, Ho et al. 2020, Eq. 4). Timestep 0 is the cleanest.
+
+Between two timesteps, at a floating t, ``log_snr`` is linear in t, and alpha and sigma follow from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,22 +51,56 @@ class Schedule:
         """T."""
         return len(self.alphas_cumprod)
 
+    @property
+    def last_step(self) -> int:
+        """The last timestep that still holds a trace of the image: T - 1, or T - 2 at zero terminal SNR."""
+        return self.num_steps - (1 if self.alphas_cumprod[-1] > 0 else 2)
+
     def alpha(self, t: Array) -> Array:
         """Scale of the image at t: ``sqrt(alphas_cumprod[t])``, shape of t."""
+        if _floating(t):
+            return jnp.sqrt(jax.nn.sigmoid(self.log_snr(t)))
         return jnp.asarray(np.sqrt(self.alphas_cumprod))[t]
 
     def sigma(self, t: Array) -> Array:
         """Standard deviation of the noise at t: ``sqrt(1 - alphas_cumprod[t])``, shape of t."""
+        if _floating(t):
+            return jnp.sqrt(jax.nn.sigmoid(-self.log_snr(t)))
         return jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod))[t]
 
     def log_snr(self, t: Array) -> Array:
-        """``log(alpha^2 / sigma^2)``, shape of t; falls with t, -inf at zero terminal SNR."""
+        """``log(alpha^2 / sigma^2)``, shape of t; falls with t, -inf at zero terminal SNR. Linear between timesteps."""
+        table = self._log_snr_table()
+        if not _floating(t):
+            return jnp.asarray(table)[t]
+        t = jnp.asarray(t)
+        table = jnp.asarray(table, jnp.result_type(t, jnp.float32))
+        low = jnp.clip(jnp.floor(t), 0, self.num_steps - 1).astype(jnp.int32)
+        share = jnp.clip(t, 0, self.num_steps - 1) - low
+        above = table[jnp.minimum(low + 1, self.num_steps - 1)]
+        return jnp.where(share > 0, table[low] * (1 - share) + above * jnp.where(share > 0, share, 1), table[low])
+
+    def time_of(self, log_snr: Array) -> Array:
+        """The floating t at which ``log_snr(t)`` has the given value; the first or last timestep for values beyond them.
+
+        >>> print(f"{float(linear(1000).time_of(linear(1000).log_snr(250.5))):.2f}")
+        250.50
+        """
+        table = self._log_snr_table()[: self.last_step + 1]
+        log_snr = jnp.asarray(log_snr)
+        return jnp.interp(-log_snr, jnp.asarray(-table, log_snr.dtype), jnp.arange(len(table), dtype=log_snr.dtype))
+
+    def _log_snr_table(self) -> np.ndarray:
         with np.errstate(divide="ignore"):
-            return jnp.asarray(np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))[t]
+            return np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
 
     def add_noise(self, x0: Array, eps: Array, t: Array) -> Array:
         """``alpha(t) x0 + sigma(t) eps``: x0, eps [B,H,W,C], t [B] -> [B,H,W,C]."""
         return per_example(self.alpha(t), x0) * x0 + per_example(self.sigma(t), x0) * eps
+
+
+def _floating(t: Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(t), jnp.floating)
 
 
 def per_example(values: Array, like: Array) -> Array:

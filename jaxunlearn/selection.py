@@ -121,8 +121,8 @@ def choose_window(
 ) -> tuple[tuple[int, int], list[str]]:
     """The window, and why.
 
-    1. *Where images take shape*: :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side of the
-       forget images come into being. Below it ascent only damages detail.
+    1. *Where images take shape*: :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side (at
+       least 2) of the forget images come into being. Below it ascent only damages detail.
     2. *Where the model knows them*: the shortest run of the gap's timesteps that holds ``share`` of its significant part,
        ``gap > sigmas * error``; each timestep stands for the range up to the middle between it and the next.
     3. The window is what both have in common; the second alone where that is less than a twentieth of T; the first alone
@@ -142,7 +142,7 @@ def choose_window(
     try:
         shaped = window_from_spectrum(schedule, spectrum)
         reasons = [
-            f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 1):.3g}) in t = [{shaped[0]}, {shaped[1]})."
+            f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 2):.3g}) in t = [{shaped[0]}, {shaped[1]})."
         ]
     except ValueError as error:
         shaped, reasons = None, [f"Their spectrum gives no window: {error}."]

@@ -93,14 +93,15 @@ def window_from_spectrum(
     Args:
       schedule: the noise schedule.
       spectrum: of the forget images in the model's own range.
-      finest_bins: resolved at the clean end; an eighth of the shorter side if None (at least ``coarsest_bins``).
+      finest_bins: resolved at the clean end; an eighth of the shorter side if None, but at least twice ``coarsest_bins``
+        (tiny images).
       coarsest_bins: resolved at the noisy end.
 
     Raises:
       ValueError: finest < coarsest, images without structure, or no timestep in between.
     """
     _check_shells(spectrum)
-    finest_bins = max(spectrum.size / 8, coarsest_bins) if finest_bins is None else finest_bins
+    finest_bins = max(spectrum.size / 8, 2 * coarsest_bins) if finest_bins is None else finest_bins
     if not 0 < coarsest_bins <= finest_bins:
         raise ValueError(f"need 0 < coarsest_bins <= finest_bins, got {coarsest_bins} and {finest_bins}")
     high, low = (-float(log_power_at(spectrum, bins)) for bins in (finest_bins, coarsest_bins))

@@ -121,12 +121,15 @@ def table_weight(values: np.ndarray, *, normalise: bool = False) -> TimeWeight:
     """The weight ``values[t]``.
 
     Args:
-      values: [T], finite and not negative.
+      values: [T], finite and not negative; one that is traced is not looked at, so one program serves all tables.
       normalise: divide by the mean, so that with t uniform on 0..T-1 the weight has mean 1.
 
     Raises:
       ValueError: another shape, negative or non-finite values, or nothing but zeros.
     """
+    if isinstance(values, jax.core.Tracer):
+        table = values / values.mean() if normalise else values
+        return lambda t: table[t]
     table = np.asarray(values, np.float64)
     if table.ndim != 1 or not np.all(np.isfinite(table)) or np.any(table < 0) or not np.any(table > 0):
         raise ValueError("a table of weights must be a vector of finite values >= 0 of which one is positive")

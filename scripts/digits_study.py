@@ -68,7 +68,7 @@ def main() -> None:
         if (workdir / "DONE").exists():
             raise SystemExit(f"{workdir} holds a finished run; give another --out")
         seconds = one_run(seed, workdir, more)
-        print(row(seed, seconds, json.loads((workdir / "report.json").read_text())), flush=True)
+        print(row(seed, seconds, json.loads((workdir / "unlearning_report.json").read_text())), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def evaluated(work, source):
         space=model.latent_space(),
         embed=model.text().embed if model.takes_text else None,
         split=open_split(config["data"], 0),
-        report=json.loads((work / "report.json").read_text()),
+        report=json.loads((work / "unlearning_report.json").read_text()),
         arrays=np.load(work / "evaluation.npz"),
         page=(work / "report.html").read_text(),
     )

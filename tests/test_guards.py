@@ -347,7 +347,7 @@ def test_resumed_runs_keep_the_old_weights(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state, {})
     checkpoints.wait()
-    _, restored, _ = checkpoints.restore(init_state(state.params, tx, combine))
+    restored = checkpoints.restore(init_state(state.params, tx, combine)).state
     checkpoints.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(state)):

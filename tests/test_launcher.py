@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from jaxunlearn.metrics.entries import columns_of
 from tests.launching import TINY, run, start
 
 
@@ -56,7 +57,7 @@ def test_a_run_leaves_everything_that_it_promises(unbroken):
         "models/unlearned/model_index.json",
         "samples/base_000020.png",
         "samples/unlearn_000010.png",
-        "report.json",
+        "unlearning_report.json",
         "report.html",
         "export/README.md",
         "export/unlearning_report.json",
@@ -91,11 +92,11 @@ def test_the_exported_weights_are_the_unlearned_ones(unbroken):
 
 def test_a_finished_run_is_not_repeated(unbroken):
     workdir, _ = unbroken
-    before = (workdir / "report.json").read_bytes()
+    before = (workdir / "unlearning_report.json").read_bytes()
     done = run("train.main", *TINY, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == 4
-    assert (workdir / "report.json").read_bytes() == before
+    assert (workdir / "unlearning_report.json").read_bytes() == before
 
 
 def test_another_configuration_in_the_same_work_directory_is_refused(unbroken):
@@ -227,8 +228,8 @@ def test_the_retrained_model_is_a_column_of_the_report(tmp_path):
     done = run("train.main", *TINY, "--config.retrain.enabled=True", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert (workdir / "models" / "retrained" / "model_index.json").is_file()
-    report = json.loads((workdir / "report.json").read_text())
-    measured = {column: [entry["metric"] for entry in entries] for column, entries in report["evaluation"].items()}
+    report = json.loads((workdir / "unlearning_report.json").read_text())
+    measured = {name: [entry["metric"] for entry in entries] for name, entries in columns_of(report).items()}
     assert measured["retrained"]
     assert set(measured["before"]) - set(measured["retrained"]) == set()
     level = next(entry for entry in report["evaluation"]["after"] if entry["metric"] == "forget_level")
@@ -253,4 +254,5 @@ def test_the_mnist_tshirt_experiment_takes_its_first_steps(shared_data, tmp_path
     assert "forget k = 101" in dry.stdout
     done = run("train.main", f"{config}:smoke", *data, "--mode=unlearn", timeout=900)
     assert done.returncode == 0, done.stderr
-    assert logged_steps(tmp_path / "run") == [(stage, step) for stage in ("base", "unlearn") for step in (1, 2, 3)]
+    steps = [("base", 1), ("base", 2), ("base", 3), ("unlearn", 0), ("unlearn", 1), ("unlearn", 2), ("unlearn", 3)]
+    assert logged_steps(tmp_path / "run") == steps

@@ -249,7 +249,7 @@ BAD = {
     "a number": (archive(table({"w": W, "step": integer(3)}), GOOD), "'step' is of type int, not a tensor"),
     "nested": (archive(table({"model": b"}" + text("w") + W + b"s"}), GOOD), "'model' is of type dict, not a tensor"),
     "a bare storage": (archive(table({"w": storage("FloatStorage", "0", 6)}), GOOD), "'w' is of type storage"),
-    "a list": (archive(b"]."), "EMPTY_LIST"),
+    "a list": (archive(b"]."), "type list"),
     "a tuple": (archive(b"\x80\x02" + integers((1, 2)) + b"."), "it holds something of type tuple"),
     "names that are no texts": (archive(b"\x80\x02}K\1" + W + b"s.", GOOD), "a name in it is of type int"),
     "state of a number": (archive(b"K\1}b."), "sets attributes of something that is not a dictionary"),

@@ -11,8 +11,10 @@ from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
+from train.auto_select import stand_in
 from train.examples import cache_folder
 from train.validate_unlearn import schedule_problems, selection_problems, waits_for_schedule
+from train.validate_watch import split_watch_problems
 
 MODEL = "the model's config"
 
@@ -32,9 +34,10 @@ def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | No
         problems += latent_problems(source, split) if source.is_latent else shape_problems(source.config, split, MODEL)
         problems += class_problems(source.config, MODEL)
     problems += text_problems(config, split, source) + neighbour_problems(config, split, source)
+    problems += split_watch_problems(config, split, source)
     if source is not None:
         judge = schedule_problems if waits_for_schedule(config) else selection_problems
-        problems += judge(config.unlearn, source.schedule)
+        problems += judge(stand_in(config), source.schedule)
     if source is not None and (not config.retrain.enabled or source.is_latent or source.takes_text):
         return problems
     if source is not None and not len(config.model):

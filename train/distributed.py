@@ -58,3 +58,17 @@ def from_first(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(tree)
+
+
+def from_first_text(text: str) -> str:
+    """The text of process 0, in every process; of a single one it is returned as it is."""
+    if jax.process_count() == 1:
+        return text
+    import numpy as np
+
+    own = np.frombuffer(text.encode(), np.uint8)
+    length = int(from_first(np.int32(len(own))))
+    # All processes must bring arrays of one shape; only the first one's content counts.
+    padded = np.zeros(length, np.uint8)
+    padded[: min(length, len(own))] = own[:length]
+    return bytes(np.asarray(from_first(padded))).decode()

@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
+from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.parallel import by_example, replicated
 from train import prepare
+from train.auto_select import preview
 from train.examples import abstract_examples
 from train.stages import new_model, unlearning_run
 
@@ -20,14 +22,24 @@ def _megabytes(tree) -> float:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e6
 
 
-def dry_run(config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel | None) -> str:
+def dry_run(
+    config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel | None, workdir: Workdir | None = None
+) -> str:
     """Compiles the unlearning step, of the user's model or of the one that would be trained.
+
+    Args:
+      config: the configuration, checked.
+      split: the images.
+      mesh: the devices.
+      source: the user's model, or None.
+      workdir: where an automatic choice may stand already, or a trained base model to make it with.
 
     Returns:
       What the run would be: sizes, devices, batches, bytes.
     """
     model = source or new_model(config)
     examples = abstract_examples(config, split, model)
+    config, selection = preview(config, workdir, model, examples, own_model=source is not None)
     run = unlearning_run(config, model, examples, mesh, start=prepare.stand_ins(config, model, examples))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), run.state)
 
@@ -49,6 +61,7 @@ def dry_run(config: ConfigDict, split: Split, mesh: Mesh, source: DiffusersModel
         f"base: {config.base.path or trained}",
         f"unlearn: {config.unlearn.method}, {config.unlearn.num_steps} steps, global batch {config.unlearn.batch_size}, "
         f"per device {per_device}, micro-batches {config.unlearn.micro_batches}",
+        *selection,
         f"step compiled in {seconds:.1f} s"
         + (f", temporaries {memory.temp_size_in_bytes / 1e6:.0f} MB a device" if memory is not None else ""),
         "dry run: nothing was written",

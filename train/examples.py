@@ -99,7 +99,12 @@ def training_rows(
 
 
 def unlearning_rows(
-    examples: Examples, *, seed: int, batch_size: int, extra: Mapping[str, np.ndarray] | None = None
+    examples: Examples,
+    *,
+    seed: int,
+    batch_size: int,
+    extra: Mapping[str, np.ndarray] | None = None,
+    lam: np.ndarray | None = None,
 ) -> Callable[[int], Batch]:
     """``step -> Batch`` of as many keep as forget images.
 
@@ -108,6 +113,7 @@ def unlearning_rows(
       seed: of the run.
       batch_size: rows of the global batch.
       extra: name -> [F] or [F,K], further images of every forget image: positions in the split.
+      lam: float32 [steps], for objectives that read ``batch.extra["lam"]``: the value of each step.
     """
     parts = {"keep": examples.split.keep, "forget": examples.split.forget}
 
@@ -120,6 +126,8 @@ def unlearning_rows(
             name: examples.take_images(table[at["forget"]], seed=seed, stream=name, step=step)
             for name, table in (extra or {}).items()
         }
+        if lam is not None:
+            further["lam"] = np.full(len(chosen["keep"].x0), lam[step], np.float32)
         return Batch(**chosen, extra=further)
 
     return rows

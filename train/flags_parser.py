@@ -188,15 +188,13 @@ def help_text(config: ConfigDict) -> str:
     ):
         flag = FLAGS[name]
         lines.append(f"  --{name:20} {flag.help}")
-    lines += [
-        "",
-        f"Configurations: {', '.join(_shipped_configs())}",
-        "",
-        "Keys of this configuration and their values:",
-        "",
-    ]
-    lines += [f"  --{key}={_value(config, key)!r}" for key in _flat_keys(config)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", keys_text(config)])
+
+
+def keys_text(config: ConfigDict) -> str:
+    """The shipped configurations, and the keys of this one with their values."""
+    lines = [f"Configurations: {', '.join(_shipped_configs())}", "", "Keys of this configuration and their values:", ""]
+    return "\n".join([*lines, *(f"  --{key}={_value(config, key)!r}" for key in _flat_keys(config))])
 
 
 def _value(config: ConfigDict, key: str):

@@ -8,6 +8,9 @@ import sys
 import time
 from collections.abc import Mapping
 
+FIGURES = {"eval/keep_ratio": "keep ratio", "eval/forget_level": "forget level", "eval/copies": "copies"}
+"""Figures of a probe that the status lines show."""
+
 
 def say(text: str) -> None:
     """Prints a line at once."""
@@ -57,7 +60,8 @@ class TrainingLog:
     ):
         self._file = None
         if writes:
-            truncate_metrics(metrics_path, stage, start_step)
+            # A stage that begins anew writes its step 0 again, too.
+            truncate_metrics(metrics_path, stage, start_step or -1)
             self._file = metrics_path.open("a")
         self._stage, self._num_steps, self._every = stage, num_steps, every
         self._start_time = time.monotonic()
@@ -80,7 +84,7 @@ class TrainingLog:
         return step % self._every == 0 or step == self._num_steps or step == 1
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes a finished step."""
+        """Writes a finished step, or the figures of the start as step 0."""
         if self._file is None:
             return
         now = time.monotonic()
@@ -96,7 +100,10 @@ class TrainingLog:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
         parts = {k.removeprefix("loss/"): v for k, v in metrics.items() if k.startswith("loss/")}
+        parts |= {name: metrics[key] for key, name in FIGURES.items() if key in metrics}
         losses = "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        if not step:
+            return
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(losses)

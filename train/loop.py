@@ -19,10 +19,24 @@ from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.parallel import GlobalStep, InFlight, global_batch, replicate
 from jaxunlearn.types import Batch, PyTree, TrainState
 from train.log import TrainingLog, say
+from train.watch import CURES, Watch
 
 
 class TrainingFailed(Exception):
     """The run cannot go on: NaN, a broken checkpoint. ``str`` says why and what to try."""
+
+
+class Collapsed(TrainingFailed):
+    """The model was destroyed on the way.
+
+    Attributes:
+      step: the last sound step.
+      params: its parameters, numpy.
+    """
+
+    def __init__(self, text: str, step: int, params: PyTree):
+        super().__init__(text)
+        self.step, self.params = step, params
 
 
 class Preempted(Exception):
@@ -43,6 +57,8 @@ class StageRun:
       checkpoint_every: steps between checkpoints.
       sample_every: steps between sample grids; 0 for none before the end.
       meta: plain JSON that a checkpoint must agree with (the configuration's fingerprint).
+      watch: what probes the model, ends a run that collapses or has forgotten enough, and says what is returned; None for
+        nobody.
     """
 
     name: str
@@ -54,6 +70,7 @@ class StageRun:
     checkpoint_every: int
     sample_every: int
     meta: dict
+    watch: Watch | None = None
 
 
 class Termination:
@@ -98,13 +115,15 @@ def fresh_or_restored(run: StageRun, mesh: Mesh, checkpoints: Checkpoints) -> Tr
         raise TrainingFailed(str(error)) from None
     if restored is None:
         return state
-    step, state, meta = restored
+    step, state, meta, kept = restored
     for key, value in run.meta.items():
         if meta.get(key) != value:
             raise TrainingFailed(
                 f"the checkpoint of step {step} was made with another {key} ({meta.get(key)!r}, now {value!r}); "
                 "use another --workdir"
             )
+    if run.watch is not None:
+        run.watch.restore(meta["watch"], kept)
     say(f"{run.name}: going on after step {step}")
     return state
 
@@ -128,16 +147,18 @@ def train(
       stop: asked before every step.
 
     Returns:
-      The final state.
+      The final state. Of a watched run that returns another step: with the step and the parameters of that one.
 
     Raises:
       TrainingFailed: a term or gradient is not finite, or no checkpoint can be restored.
+      Collapsed: likewise, or the keep loss has grown too much, in a watched run.
       Preempted: a termination signal came; the state is saved.
     """
     state = fresh_or_restored(run, mesh, checkpoints)
     start = int(state.step)
     log = make_log(start)
     in_flight = InFlight()
+    watch, probed = run.watch, {}
 
     def finished(outputs) -> None:
         """Looks at the steps whose results are there."""
@@ -145,33 +166,70 @@ def train(
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite([*values.values()]).all() or values["finite"] != 1:
                 bad = sorted(name for name, value in values.items() if not np.isfinite(value)) or ["the direction"]
+                text = f"{run.name}, step {step}: {', '.join(bad)} not finite"
+                if watch is not None:
+                    raise collapsed(f"collapsed: {text}", watch)
                 raise TrainingFailed(
-                    f"{run.name}, step {step}: {', '.join(bad)} not finite; the last checkpoint is intact. Try a smaller "
-                    f"learning rate or a weaker forget part"
+                    f"{text}; the last checkpoint is intact. Try a smaller learning rate or a weaker forget part"
                 )
-            if log.due(step):
-                log.write(step, values)
+            figures = probed.pop(step, {})
+            if log.due(step) or figures:
+                log.write(step, values | figures)
+
+    def save(step: int) -> None:
+        if watch is None:
+            checkpoints.save(step, state, run.meta)
+        else:
+            checkpoints.save(step, state, {**run.meta, "watch": watch.meta()}, watch.kept())
 
     try:
+        if watch is not None and start == 0:
+            log.write(0, watch.first(state.params))
         for step in range(start, run.num_steps):
             if stop.before_step(step):
                 finished(in_flight.drain())
-                checkpoints.save(step, state, run.meta)
+                save(step)
                 checkpoints.wait()
                 raise Preempted(f"{run.name}: stopped after step {step}; the same command goes on from there")
             state, metrics = run.step(state, run.key, global_batch(run.rows(step), mesh))
             finished(in_flight.add((step + 1, metrics)))
             done = step + 1
+            if watch is not None and watch.due(done):
+                seen = watch.look(done, state.params)
+                probed[done] = seen.figures
+                finished(in_flight.drain())
+                decision = watch.take(seen)
+                if decision.reason == "collapsed":
+                    raise collapsed(f"unlearn: {decision.text}", watch)
+                if decision.action == "stop":
+                    say(f"{run.name}: stopped after step {done}: {decision.text}")
+                    break
             if done % run.checkpoint_every == 0 or done == run.num_steps:
                 finished(in_flight.drain())
-                checkpoints.save(done, state, run.meta)
+                save(done)
             if run.sample_every and done % run.sample_every == 0 and done != run.num_steps:
                 on_sample(done, model_params(state))
         finished(in_flight.drain())
         checkpoints.wait()
-        return state
+        return state if watch is None else returned(state, watch)
     finally:
         log.close()
+
+
+def collapsed(text: str, watch: Watch) -> Collapsed:
+    """The end of a run that destroyed the model: says where the last sound step is, and what to try."""
+    step = watch.decision.last_sound_step
+    back = f"the last sound parameters are those of {f'step {step}' if step else 'the start'}"
+    return Collapsed(f"{text}; {back}. {CURES}", step, watch.params_of(step))
+
+
+def returned(state: TrainState, watch: Watch) -> TrainState:
+    """The state with the step and the parameters that the watch returns."""
+    step = watch.returned_step()
+    if step == int(state.step):
+        return state
+    say(f"unlearn: returns step {step}")
+    return state._replace(step=np.int32(step), params=watch.params_of(step))
 
 
 def model_params(state: TrainState) -> PyTree:

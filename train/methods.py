@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import combine, methods
+from jaxunlearn.objectives.siss import FROM_BATCH
 from jaxunlearn.registry import look_up
 from jaxunlearn.schedule import Schedule
-from jaxunlearn.types import Combine, Error, Objective
-from train import selections
+from jaxunlearn.types import Array, Combine, Error, Objective
+from train import selections, step_schedules
 
 OPTIONAL = ("cap", "beta", "beta_unit", "level", "delta", "winner", "keep_term", "prior_term", "z", "anchor")
 """Keys of ``unlearn`` that go to the objective where they are set; ``lam`` and ``noise`` always have a value."""
@@ -24,6 +27,8 @@ COMBINER_VALUES = {
     "pcgrad": ("keep", "forget", "two_sided"),
 }
 """The combiners, and which keys of ``unlearn.combine`` each of them reads."""
+SCALES = {"weighted_sum": "forget", "fixed_norm": "c", "relative_norm": "rho", "erasediff": "eta", "pcgrad": "forget"}
+"""The one number of each combiner that says how strong the forget part is."""
 
 
 def method_of(unlearn: ConfigDict) -> methods.Method:
@@ -63,20 +68,29 @@ def option_problems(unlearn: ConfigDict) -> list[str]:
     ]
 
 
-def make_objective(unlearn: ConfigDict, schedule: Schedule, level: float | None = None) -> Objective:
+def make_objective(
+    unlearn: ConfigDict,
+    schedule: Schedule,
+    level: float | None = None,
+    cap: np.ndarray | None = None,
+    *,
+    forget_error: Error | None = None,
+) -> Objective:
     """The objective of the configured method.
 
     Args:
       unlearn: ``config.unlearn``.
       schedule: the noise schedule.
       level: the measured one, where :func:`needs_level`.
+      cap: a measured table over t in place of ``unlearn.cap``.
+      forget_error: the error of the forget term in place of the selections of ``unlearn.select``.
 
     Raises:
       ValueError: options that the method refuses, a selection without a forget term.
     """
     method, error = method_of(unlearn), error_of(unlearn)
-    selected = None
-    if selections.selects(unlearn):
+    selected = forget_error
+    if selected is None and selections.selects(unlearn):
         if method.forget_sign == 0:
             raise ValueError(
                 f"method {unlearn.method!r} has no forget term to select in; "
@@ -84,22 +98,35 @@ def make_objective(unlearn: ConfigDict, schedule: Schedule, level: float | None 
             )
         selected = selections.forget_error(unlearn, schedule, error)
     options = {name: unlearn[name] for name in method.options if unlearn[name] is not None}
+    if step_schedules.is_scheduled(options.get("lam")):
+        options["lam"] = FROM_BATCH  # each step's rows bring it
     if needs_level(unlearn):
         options["level"] = level
+    if cap is not None:
+        options["cap"] = cap
     return methods.make_objective(unlearn.method, schedule, error=error, forget_error=selected, **options)
 
 
-def make_combine(unlearn: ConfigDict, objective: Objective) -> Combine:
-    """The configured combiner, or the method's own one, for the terms of the objective.
+def make_combine(
+    unlearn: ConfigDict, objective: Objective, *, scale: Callable[[Array], Array] | None = None
+) -> Combine:
+    """The configured combiner, or the method's own one, for the terms of the objective. Numbers may be schedules.
+
+    Args:
+      unlearn: ``config.unlearn``.
+      objective: whose terms are combined.
+      scale: a function of the step in place of the combiner's number in :data:`SCALES`.
 
     Raises:
       ValueError: unknown name, values out of range, terms that the combiner does not take or has no weight for.
     """
-    method = method_of(unlearn)
-    name = unlearn.combine.name or method.combiner
-    look_up("combiner", name, COMBINER_VALUES)
+    method, name = method_of(unlearn), combiner_name(unlearn)
     if name == "weighted_sum":
-        return combine.weighted_sum(**{term: _weight(unlearn, term) for term in objective.terms})
+        weights = {term: step_schedules.parse(weight_of(unlearn, term)) for term in objective.terms}
+        if scale is not None:
+            weights["forget"] = scale
+        sign = method.forget_sign if callable(weights.get("forget")) else None
+        return combine.weighted_sum(forget_sign=sign, **weights)
     # A method with another number of terms is told by its sign where it has no forget term.
     if objective.forget_sign and set(objective.terms) != {"keep", "forget"}:
         raise ValueError(
@@ -109,11 +136,25 @@ def make_combine(unlearn: ConfigDict, objective: Objective) -> Combine:
     options = {key: unlearn.combine[key] for key in COMBINER_VALUES[name]}
     for term in TERM_WEIGHTS:
         if term in options:
-            options[term] = abs(_weight(unlearn, term)) if unlearn.combine[term] is None else unlearn.combine[term]
+            options[term] = abs(weight_of(unlearn, term)) if unlearn.combine[term] is None else unlearn.combine[term]
+    options = {key: value if key == "two_sided" else step_schedules.parse(value) for key, value in options.items()}
+    if scale is not None:
+        options[SCALES[name]] = scale
     return methods.make_combine(unlearn.method, name, **options)
 
 
-def _weight(unlearn: ConfigDict, term: str) -> float:
+def combiner_name(unlearn: ConfigDict) -> str:
+    """The name of the configured combiner, or of the method's own one.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    name = unlearn.combine.name or method_of(unlearn).combiner
+    look_up("combiner", name, COMBINER_VALUES)
+    return name
+
+
+def weight_of(unlearn: ConfigDict, term: str) -> float | str:
     """The weight of a term: the configured one, the method's own one, or a general one for keep and forget."""
     method = method_of(unlearn)
     if unlearn.combine[term] is not None:

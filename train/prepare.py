@@ -45,12 +45,14 @@ class Start:
       mask: tree of booleans like the parameters, where a mask is configured.
       anchor: center and precision, for an anchor that needs them.
       extra: name -> positions in the split, see :func:`train.examples.extra_images`.
+      cap: float64 [T], measured caps of ``clamped`` in the unit of its forget error; None: ``unlearn.cap``.
     """
 
     level: float | None = None
     mask: PyTree = None
     anchor: Anchor | None = None
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    cap: np.ndarray | None = None
 
 
 def anchor_kind(unlearn: ConfigDict) -> str | None:
@@ -83,7 +85,7 @@ def stand_ins(config: ConfigDict, model: diffusers.DiffusersModel, examples: Exa
         level,
         _stand_in_mask(unlearn, model.params),
         _stand_in_anchor(unlearn, model.params),
-        {name: np.full(shapes[name], split.keep[0]) for name in wanted},
+        {name: np.full(shapes[name], split.keep[0]) for name in wanted if name in shapes},
     )
 
 
@@ -215,7 +217,8 @@ def _anchor(
 ) -> Anchor | None:
     kind, unlearn = anchor_kind(config.unlearn), config.unlearn
     if kind == "checkpoint_var":
-        return checkpoint_anchor([_checkpoint(config, path, model.params) for path in unlearn.checkpoints])
+        others = [other_parameters(config, path, model.params, "unlearn.checkpoints") for path in unlearn.checkpoints]
+        return checkpoint_anchor(others)
     if kind == "fisher":
         squares = jax.jit(
             lambda params, example, draw: squared_gradients(model.predict, params, example, draw, model.schedule)
@@ -231,14 +234,22 @@ def _anchor(
     return None
 
 
-def _checkpoint(config: ConfigDict, path: str, params: PyTree) -> PyTree:
-    """The parameters of another model of the same form."""
+def other_parameters(config: ConfigDict, path: str, params: PyTree, key: str) -> PyTree:
+    """The parameters of another model of the same form.
+
+    Args:
+      config: the configuration.
+      path: a diffusers folder.
+      params: of the starting model.
+      key: of the configuration that names the folder, for the message.
+
+    Raises:
+      ValueError: the folder cannot be loaded, or its model has other parameters.
+    """
     other = diffusers.load(
         path, config.base.variant, default_scheduler={"_class_name": "DDPMScheduler"}, companions=False
     )
     shapes = [jax.tree.map(np.shape, tree) for tree in (params, other.params)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"config.unlearn.checkpoints: the model in {path} has other parameters than the starting model"
-        )
+        raise ValueError(f"config.{key}: the model in {path} has other parameters than the starting model")
     return other.params

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import errors, frequency, timesteps
 from jaxunlearn.schedule import Schedule
 from jaxunlearn.types import DrawFn, Error, Filter, Objective, TimeWeight
+from train import step_schedules
 
 ERRORS: dict[str, Error] = {"sum_squares": errors.sum_squares, "mean_squares": errors.mean_squares}
 FILTER_KINDS = ("ideal", "gaussian", "butterworth")
@@ -17,6 +20,11 @@ DRAWS = (*timesteps.DRAWS, "importance")
 def selects(unlearn: ConfigDict) -> bool:
     """Whether anything is selected in the forget term."""
     return unlearn.select.filter != "none" or tuple(unlearn.select.window) != (0, 0)
+
+
+def is_table(cutoff: Any) -> bool:
+    """Whether a cutoff is a table over t: a tuple of more than the two radii of a band."""
+    return isinstance(cutoff, tuple) and len(cutoff) > 2
 
 
 def time_weight(unlearn: ConfigDict, schedule: Schedule) -> TimeWeight | None:
@@ -36,18 +44,21 @@ def frequency_filter(unlearn: ConfigDict) -> Filter | None:
     """The filter of the forget term's residual, or None.
 
     Raises:
-      ValueError: unknown names; a cutoff that is not positive, or not of the form that the filter takes.
+      ValueError: unknown names; a cutoff that is not positive, or not of the form that the filter takes. A table over t must
+        have a radius for every t, which is not checked here.
     """
     select = unlearn.select
     if select.filter == "none":
         return None
+    make, options = frequency.FILTERS[select.filter], {name: select[name] for name in ("order", "unit", "backend")}
+    if is_table(select.cutoff) and select.filter != "band":
+        return make(np.asarray(select.cutoff, np.float64), select.kind, **options)
     cutoffs = select.cutoff if isinstance(select.cutoff, tuple) else (select.cutoff,)
     wanted = 2 if select.filter == "band" else 1
     if len(cutoffs) != wanted:
         form = "two radii (low, high), such as (0.2,0.5)" if wanted == 2 else "one radius, such as 0.5"
         raise ValueError(f"cutoff of filter {select.filter!r} must be {form}, got {select.cutoff!r}")
-    make = frequency.FILTERS[select.filter]
-    return make(*cutoffs, select.kind, order=select.order, unit=select.unit, backend=select.backend)
+    return make(*cutoffs, select.kind, **options)
 
 
 def forget_error(unlearn: ConfigDict, schedule: Schedule, error: Error) -> Error:
@@ -80,9 +91,11 @@ def make_draw(unlearn: ConfigDict, objective: Objective, schedule: Schedule) -> 
     """How the randomness of an unlearning step is drawn.
 
     Raises:
-      ValueError: importance without a window.
+      ValueError: importance without a window, stratified draws with a scheduled lam.
     """
     num_steps = schedule.num_steps
+    if unlearn.stratify and step_schedules.is_scheduled(unlearn.lam):
+        raise ValueError(f"stratify needs one number for lam, got the schedule {unlearn.lam!r}; set stratify=False")
     t_min, t_max = unlearn.t_min, unlearn.t_max or num_steps
     options = {"stratify_lam": unlearn.lam if unlearn.stratify else None, "extra": objective.draw_extra}
     if unlearn.draw != "importance":

@@ -1,5 +1,7 @@
 """The stages of a run, in order: base -> unlearn -> (retrain) -> evaluate and report -> export.
 
+Where the stop rule is measured against retrained models, they are trained before the unlearning.
+
 A stage is done when its result is in the work directory; results appear by renaming, so never half.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,20 +28,26 @@ from jaxunlearn.errors import mean_squares
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.io.forget import Split
+from jaxunlearn.io.manifest import write_json
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.parallel import sharded_step
 from jaxunlearn.step import init_state, make_train_step
 from jaxunlearn.types import PyTree
-from train import build, methods, prepare, selections
+from train import auto_select, build, methods, prepare, selections, step_schedules
 from train.distributed import barrier
 from train.examples import Examples, encoded_examples, training_rows, unlearning_rows
 from train.grids import GridSampler, save_grid
 from train.log import TrainingLog, say
-from train.loop import Preempted, StageRun, Termination, TrainingFailed, model_params, to_host, train
+from train.loop import Collapsed, Preempted, StageRun, Termination, TrainingFailed, model_params, to_host, train
+from train.watch import Watch, make_watch
+from train.yardstick import retrained_names
 
 MODEL_OF_STAGE = {"base": "base", "unlearn": "unlearned", "retrain": "retrained"}
+"""The model that a stage makes; further retrained ones are named by :func:`train.yardstick.retrained_names`."""
+BEST, RESTORED = "best", "restored"
+"""Models beside those of the stages: the best step where another one was returned, and the last sound one of a collapse."""
 MODEL_SECTIONS = ("seed", "data", "model", "scheduler", "base", "latents", "compute")
 """The sections of a configuration that every stage of training depends on."""
 
@@ -63,20 +73,33 @@ def training_run(
     *,
     stage: str,
     population: np.ndarray,
+    name: str | None = None,
+    seed: int | None = None,
 ) -> StageRun:
-    """Ordinary training of a model on some of the images: stages ``base`` and ``retrain``."""
-    base = config.base
+    """Ordinary training of a model on some of the images: stages ``base`` and ``retrain``.
+
+    Args:
+      config: the configuration.
+      model: what is trained.
+      examples: the images as it takes them.
+      mesh: the devices.
+      stage: ``base`` or ``retrain``.
+      population: positions of the images.
+      name: in the log; the stage if None.
+      seed: of order and noise; that of the configuration if None.
+    """
+    base, seed = config.base, config.seed if seed is None else seed
     objective = objectives.denoise(model.schedule, error=mean_squares)
     tx = build.make_tx(base.optimizer, base.num_steps)
     combiner = combine.weighted_sum(keep=1.0)
     decay = build.ema_decay(base.ema_max_decay) if base.ema else None
     step = make_train_step(objective, combiner, model.predict, tx, ema_decay=decay)
     return StageRun(
-        name=stage,
+        name=name or stage,
         step=sharded_step(step, timesteps.uniform(model.schedule.num_steps), mesh),
         state=init_state(model.params, tx, combiner, ema=base.ema),
-        rows=training_rows(examples, population, seed=config.seed, stage=stage, batch_size=base.batch_size),
-        key=stage_key(config.seed, stage),
+        rows=training_rows(examples, population, seed=seed, stage=stage, batch_size=base.batch_size),
+        key=stage_key(seed, stage),
         num_steps=base.num_steps,
         checkpoint_every=config.checkpoint.every,
         sample_every=config.log.sample_every,
@@ -89,8 +112,9 @@ def unlearning_run(
 ) -> StageRun:
     """The unlearning of a model: stage ``unlearn``. ``start`` is what was measured before it."""
     unlearn, schedule = config.unlearn, model.schedule
-    objective = methods.make_objective(unlearn, schedule, start.level)
+    objective = methods.make_objective(unlearn, schedule, start.level, start.cap)
     combiner = methods.make_combine(unlearn, objective)
+    lam = step_schedules.values(unlearn.lam, unlearn.num_steps) if "lam" in objective.batch_extra else None
     # One copy of the starting parameters serves the objective and the guards, unless an anchor takes its place.
     center = guards.REF_PARAMS if start.anchor is None else None
     tx = build.make_guarded_tx(unlearn, mask=start.mask, center=center)
@@ -103,7 +127,7 @@ def unlearning_run(
         name="unlearn",
         step=sharded_step(step, selections.make_draw(unlearn, objective, schedule), mesh),
         state=state,
-        rows=unlearning_rows(examples, seed=config.seed, batch_size=unlearn.batch_size, extra=start.extra),
+        rows=unlearning_rows(examples, seed=config.seed, batch_size=unlearn.batch_size, extra=start.extra, lam=lam),
         key=stage_key(config.seed, "unlearn"),
         num_steps=unlearn.num_steps,
         checkpoint_every=config.checkpoint.every,
@@ -112,10 +136,11 @@ def unlearning_run(
     )
 
 
-def new_model(config: ConfigDict) -> diffusers.DiffusersModel:
-    """The untrained model of the configuration."""
+def new_model(config: ConfigDict, seed: int | None = None) -> diffusers.DiffusersModel:
+    """The untrained model of the configuration, with the weights of a seed: that of the configuration if None."""
     architecture = UNet2DConfig.from_dict(config.model.to_dict())
-    model = diffusers.new(architecture, init_params(architecture, config.seed), build.scheduler_json(config))
+    params = init_params(architecture, config.seed if seed is None else seed)
+    model = diffusers.new(architecture, params, build.scheduler_json(config))
     return computing(config, model)
 
 
@@ -141,12 +166,12 @@ def is_pipeline(model: diffusers.DiffusersModel | None) -> bool:
     return model is not None and (model.is_latent or model.takes_text)
 
 
-def untrained_model(config: ConfigDict, source: diffusers.DiffusersModel | None) -> diffusers.DiffusersModel:
+def untrained_model(config: ConfigDict, source: diffusers.DiffusersModel | None, seed: int) -> diffusers.DiffusersModel:
     """What retraining starts from: the model of the configuration, or the user's pipeline with a newly drawn UNet."""
     if not is_pipeline(source):
-        return new_model(config)
+        return new_model(config, seed)
     say("retrain: the user's pipeline with a newly initialised UNet, trained with config.base on keep alone")
-    return source.with_params(init_params(source.config, config.seed))
+    return source.with_params(init_params(source.config, seed))
 
 
 class Runner:
@@ -173,6 +198,14 @@ class Runner:
         self.config, self.workdir, self.split, self.mesh, self.stop = config, workdir, split, mesh, stop
         self._source = source
 
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Name -> stage, in the order of this configuration."""
+        middle = {"unlearn": self.unlearn, "retrain": self.retrain}
+        stop = self.config.unlearn.stop
+        if stop.source == "retrained" and stop.path is None:
+            middle = dict(reversed(middle.items()))
+        return {"base": self.base, **middle, "eval": self.evaluate, "export": self.export}
+
     @property
     def _writes(self) -> bool:
         return jax.process_index() == 0
@@ -185,13 +218,16 @@ class Runner:
 
     def unlearn(self) -> None:
         """Unlearns the forget set."""
-        self._train("unlearn", self._source_model, self._unlearning_run)
+        self._train("unlearn", self.source_model, self._unlearning_run)
 
     def retrain(self) -> None:
-        """Trains the base recipe without the forget set: the yardstick."""
-        if self.config.retrain.enabled:
-            make_run = partial(training_run, stage="retrain", population=self.split.keep)
-            self._train("retrain", lambda: untrained_model(self.config, self._source), make_run)
+        """Trains the base recipe without the forget set, once for each seed: the yardstick."""
+        if not self.config.retrain.enabled:
+            return
+        for i, model in enumerate(retrained_names(self.config.retrain.count)):
+            seed, name = self.config.seed + i, model.replace("retrained", "retrain")
+            make_run = partial(training_run, stage="retrain", population=self.split.keep, name=name, seed=seed)
+            self._train(name, partial(untrained_model, self.config, self._source, seed), make_run, model=model)
 
     def evaluate(self) -> None:
         """Evaluates and reports in a process of its own, the same as ``python -m eval.main``."""
@@ -225,7 +261,7 @@ class Runner:
 
         report = json.loads(self.workdir.report.read_text()) if self.workdir.report.exists() else None
         config = json.loads(self.workdir.config.read_text())
-        model = self._source_model()
+        model = self.source_model()
         files = {"README.md": model_card(config, report, takes_text=model.takes_text)}
         if report is not None:
             files["unlearning_report.json"] = self.workdir.report.read_bytes()
@@ -239,7 +275,8 @@ class Runner:
             say(f"export: {note}")
         say(f"export: {self.workdir.export}")
 
-    def _source_model(self) -> diffusers.DiffusersModel:
+    def source_model(self) -> diffusers.DiffusersModel:
+        """The model that is unlearned: the user's, or the base model, which must be there."""
         return self._source or computing(self.config, diffusers.load(self.workdir.model("base")))
 
     def _unlearning_run(
@@ -251,10 +288,13 @@ class Runner:
             if self.stop.came():
                 raise Preempted("unlearn: stopped before the first step; the same command starts that again")
 
+        config = auto_select.resolve(config, self.workdir, model, examples, poll)
         folder = self.workdir.checkpoints("unlearn")
         resumes = folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
         start = prepare.start(config, self.workdir, model, examples, resumes=resumes, poll=poll)
-        return unlearning_run(config, model, examples, mesh, start=start)
+        run = unlearning_run(config, model, examples, mesh, start=start)
+        run.watch = make_watch(config, self.workdir, model, examples, mesh, poll)
+        return run
 
     def _encoded(self, stage: str, model: diffusers.DiffusersModel) -> Examples:
         """The images as the model takes them."""
@@ -265,8 +305,10 @@ class Runner:
 
         return encoded_examples(self.config, self.workdir, self.split, model, stage, poll)
 
-    def _train(self, stage: str, make_model: Callable, make_run: Callable[..., StageRun]) -> None:
-        folder = self.workdir.model(MODEL_OF_STAGE[stage])
+    def _train(
+        self, stage: str, make_model: Callable, make_run: Callable[..., StageRun], *, model: str | None = None
+    ) -> None:
+        folder = self.workdir.model(model or MODEL_OF_STAGE[stage])
         if folder.exists():
             say(f"{stage}: done before")
             return
@@ -279,14 +321,44 @@ class Runner:
         checkpoints = Checkpoints(self.workdir.checkpoints(stage), keep=self.config.checkpoint.keep)
         try:
             state = train(run, self.mesh, checkpoints, partial(self._log, run), grid, self.stop)
+        except Collapsed as reason:
+            raise self._restored(reason, run.watch, model) from None
         finally:
             checkpoints.close()
         params = to_host(model_params(state))
-        grid(run.num_steps, params)
+        grid(int(state.step), params)
         if self._writes:
+            if run.watch is not None:
+                self._keep_best(run.watch, model)
             for note in diffusers.save(folder, model.with_params(params)):
                 say(f"{stage}: {note}")
         barrier(f"{stage} saved")
+
+    def _keep_best(self, watch: Watch, model: diffusers.DiffusersModel) -> None:
+        """Writes best.json and, where another step is returned, the model of the best one."""
+        found = watch.summary()
+        best, folder = found["step"], self.workdir.model(BEST)
+        if best not in (None, 0, found["returned_step"]):
+            _save_anew(folder, model.with_params(watch.params_of(best)))
+            found["model"] = str(folder.relative_to(self.workdir.root))
+            say(f"unlearn: the best step is {best}, not the returned {found['returned_step']}; it is in {folder}")
+        write_json(self.workdir.best, found)
+        say(f"unlearn: {found['reason']}")
+        level = watch.measurements[-1].level
+        if level is not None and level < 0.1:
+            say("warning: unlearn: hardly anything was forgotten; more steps, a larger forget part or rate may help")
+
+    def _restored(self, reason: Collapsed, watch: Watch, model: diffusers.DiffusersModel) -> TrainingFailed:
+        """Saves the last sound parameters of a collapsed run; what to say about it."""
+        folder = self.workdir.model(RESTORED)
+        if self._writes:
+            _save_anew(folder, model.with_params(reason.params))
+            about = {"status": "collapsed", "reason": str(reason), "step": reason.step, "returned_step": None}
+            write_json(
+                self.workdir.best, {**watch.summary(), **about, "model": str(folder.relative_to(self.workdir.root))}
+            )
+        barrier("restored")
+        return TrainingFailed(f"{reason}\nthe restored model is in {folder}; the destroyed one was not saved")
 
     def _log(self, run: StageRun, start_step: int) -> TrainingLog:
         log = self.config.log
@@ -304,3 +376,10 @@ class Runner:
         """A grid of samples; the noise is the same at every step and stage."""
         if self._writes:
             save_grid(self.workdir.samples / f"{stage}_{step:06d}.png", make_sampler()(to_host(params)))
+
+
+def _save_anew(folder: pathlib.Path, model: diffusers.DiffusersModel) -> None:
+    """Saves a model that an earlier attempt at this run may have saved already."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    diffusers.save(folder, model)

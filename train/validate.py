@@ -11,8 +11,10 @@ from jaxunlearn.io import hub
 from jaxunlearn.io.data_problems import data_problems
 from jaxunlearn.io.diffusers import COMPUTE_DTYPES
 from jaxunlearn.io.schedulers import read_scheduler
+from jaxunlearn.metrics.resize import CONVENTIONS, SSCD_CONVENTIONS
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from train import build
+from train.auto_select import RULES
 from train.configs.defaults import defaults
 from train.problems import Problems, rising, whole_numbers
 from train.validate_unlearn import check_unlearn
@@ -41,6 +43,7 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
         return missing
     p = Problems(config)
     p.check("seed", "a whole number, 0 or more", lambda v: v >= 0)
+    p.name("select", "selection rule", RULES)
     p.check("num_devices", "0 (all) or more", lambda v: v >= 0)
     p.lines.extend("config." + line for line in data_problems(config.data.to_dict()))
     _check_model(p, workdir)
@@ -113,7 +116,9 @@ def _check_optimizer(p: Problems, stage: str) -> None:
 
 def _check_eval(p: Problems) -> None:
     num_steps = p.config.scheduler.get("num_train_timesteps", 1000)
-    for key in ("num_samples", "sampling_steps", "batch_size", "injection_copies", "loss_noises", "loss_images"):
+    p.check("eval.preset", "None, smoke, standard or audit", lambda v: v in (None, "smoke", "standard", "audit"))
+    counts = ("num_samples", "sampling_steps", "batch_size", "injection_copies", "injection_images")
+    for key in (*counts, "loss_noises", "loss_images"):
         p.check(f"eval.{key}", "1 or more", lambda v: v >= 1)
     p.check("eval.sampling_steps", f"at most {num_steps}", lambda v: v <= num_steps)
     p.name("eval.sampler", "sampler", sampling.KINDS)
@@ -137,6 +142,13 @@ def _check_eval(p: Problems) -> None:
     p.check("eval.classifier.steps", "1 or more", lambda v: v >= 1)
     p.check("eval.classifier.batch_size", "1 or more", lambda v: v >= 1)
     p.check("eval.classifier.min_accuracy", "in [0, 1]", lambda v: 0 <= v <= 1)
+    p.name("eval.quality.convention", "resize convention", CONVENTIONS)
+    p.name("eval.sscd.convention", "resize convention", SSCD_CONVENTIONS)
+    p.check("eval.quality.rows", "20 or more", lambda v: v >= 20)
+    for key, low in (("subsets", 2), ("subset_size", 2), ("batch_size", 1)):
+        p.check(f"eval.quality.{key}", f"{low} or more", lambda v, low=low: v >= low)
+    for key in ("batch_size", "calibration_images"):
+        p.check(f"eval.sscd.{key}", "1 or more", lambda v: v >= 1)
 
 
 def differences(saved: dict, config: dict, prefix: str = "config") -> list[str]:

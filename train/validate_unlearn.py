@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -15,8 +16,10 @@ from jaxunlearn.objectives.anchor import KINDS
 from jaxunlearn.objectives.erasediff import NOISES
 from jaxunlearn.objectives.preference import BETA_UNITS, WINNERS
 from jaxunlearn.schedule import Schedule
-from train import build, methods, prepare, selections
+from train import build, methods, prepare, selections, step_schedules
+from train.auto_select import MANUAL, stand_in
 from train.problems import Problems, is_number, whole_numbers
+from train.validate_watch import check_watch
 
 
 def check_unlearn(p: Problems) -> None:
@@ -25,7 +28,7 @@ def check_unlearn(p: Problems) -> None:
     before = len(p.lines)
     p.name("unlearn.method", "method", METHODS)
     p.check("unlearn.micro_batches", "1 or more", lambda v: v >= 1)
-    p.check("unlearn.lam", "in [0, 1]", lambda v: 0 <= v <= 1)
+    _check_value(p, "unlearn.lam", "in [0, 1]", lambda v: 0 <= v <= 1)
     p.name("unlearn.noise", "noise", NOISES)
     for key in ("cap", "beta", "level"):
         p.maybe(f"unlearn.{key}", "positive", lambda v: v > 0)
@@ -45,14 +48,29 @@ def check_unlearn(p: Problems) -> None:
     p.check("unlearn.neighbours.copy_rms", "0 (no check) or more", lambda v: v >= 0)
     _check_select(p, num_steps)
     for key in ("rho", "c", "eta"):
-        p.check(f"unlearn.combine.{key}", "0 or more", lambda v: v >= 0)
+        _check_value(p, f"unlearn.combine.{key}", "0 or more", lambda v: v >= 0)
     for key in methods.TERM_WEIGHTS:
-        p.maybe(f"unlearn.combine.{key}", "finite", lambda v: True)
+        if unlearn.combine[key] is not None:
+            _check_value(p, f"unlearn.combine.{key}", "finite", lambda v: True)
     if unlearn.combine.name:
         p.name("unlearn.combine.name", "combiner", methods.COMBINER_VALUES)
     _check_guards(p)
+    check_watch(p)
     if len(p.lines) == before:
         _check_method(p)
+
+
+def _check_value(p: Problems, key: str, allowed: str, test: Callable[[float], bool]) -> None:
+    """One line unless every value of a number or schedule passes the test at every step of unlearning."""
+    value, num_steps = p.value(key), max(p.config.unlearn.num_steps, 1)
+    try:
+        if step_schedules.all_values(value, num_steps, test):
+            return
+    except ValueError as error:
+        p.lines.append(f"config.{key}: {error}")
+        return
+    at_every_step = " at every step" if step_schedules.is_scheduled(value) else ""
+    p.lines.append(f"config.{key} = {value!r}: must be {allowed}{at_every_step}")
 
 
 def _different(values: tuple) -> bool:
@@ -84,7 +102,14 @@ def _check_select(p: Problems, num_steps: int) -> None:
             lambda v: isinstance(v, tuple) and len(v) == 2 and all(map(is_number, v)) and 0 < v[0] < v[1],
         )
     else:
-        p.check("unlearn.select.cutoff", "one positive radius (1 = Nyquist)", lambda v: is_number(v) and v > 0)
+        p.check(
+            "unlearn.select.cutoff",
+            f"one positive radius (1 = Nyquist), or a table of {num_steps}, one for every t",
+            lambda v: (
+                all(is_number(x) and x > 0 for x in (v if isinstance(v, tuple) else (v,)))
+                and not (isinstance(v, tuple) and len(v) != num_steps)
+            ),
+        )
     p.name("unlearn.select.kind", "filter kind", selections.FILTER_KINDS)
     p.check("unlearn.select.order", "1 or more", lambda v: v >= 1)
     p.name("unlearn.select.unit", "unit of a cutoff", frequency.UNITS)
@@ -115,11 +140,39 @@ def _check_method(p: Problems) -> None:
             f"config.unlearn.guards.mask = {unlearn.guards.mask!r}: method {unlearn.method!r} has no forget term to "
             "measure it with; set it to 'none'"
         )
+    _check_scheduled(p)
+    if p.config.select != MANUAL and not METHODS[unlearn.method].forget_sign:
+        p.lines.append(
+            f"config.select = {p.config.select!r}: method {unlearn.method!r} has no forget term to select in; "
+            "set --config.select=manual"
+        )
+        return
     if waits_for_schedule(p.config):
         return
     with contextlib.suppress(ValueError):  # told under config.scheduler
         schedule = read_scheduler(build.scheduler_json(p.config)).schedule
-        p.lines.extend(schedule_problems(unlearn, schedule))
+        p.lines.extend(schedule_problems(stand_in(p.config), schedule))
+
+
+def _check_scheduled(p: Problems) -> None:
+    """What a schedule may not do during the run, beyond the range of its key; the library sees only numbers."""
+    unlearn, method = p.config.unlearn, METHODS[p.config.unlearn.method]
+    if unlearn.method == "bernoulli" and step_schedules.is_scheduled(unlearn.lam):
+        _check_value(p, "unlearn.lam", "strictly between 0 and 1 for bernoulli", lambda v: 0 < v < 1)
+    name = methods.combiner_name(unlearn)
+    for key in set(methods.COMBINER_VALUES[name]) & set(methods.TERM_WEIGHTS):
+        if not step_schedules.is_scheduled(unlearn.combine[key]):
+            continue
+        if name == "pcgrad":
+            _check_value(p, f"unlearn.combine.{key}", "0 or more for pcgrad", lambda v: v >= 0)
+        elif key == "forget" and method.forget_sign:
+            verb = {-1: "ascends the forget term, so 0 or less", 1: "descends the forget term, so 0 or more"}
+            _check_value(
+                p,
+                "unlearn.combine.forget",
+                f"of one sign: {unlearn.method} {verb[method.forget_sign]}",
+                lambda v: v * method.forget_sign >= 0,
+            )
 
 
 def waits_for_schedule(config: ConfigDict) -> bool:

@@ -8,13 +8,34 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxunlearn.types import PyTree, TrainState
 
 logger = logging.getLogger(__name__)
+
+_KEPT = "kept"
+"""The key of a checkpoint's JSON that names its further parameters."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: number of finished steps.
+      state: the whole state, on the wanted shardings.
+      meta: plain JSON.
+      kept: name -> parameters of other steps, numpy.
+    """
+
+    step: int
+    state: TrainState
+    meta: dict[str, Any]
+    kept: dict[str, PyTree]
 
 
 class Checkpoints:
@@ -46,31 +67,32 @@ class Checkpoints:
         """The finished checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: TrainState, meta: dict[str, Any], kept: Mapping[str, PyTree] | None = None
+    ) -> None:
         """Saves in the background; the arrays are copied before this returns, so they may be donated at once.
 
         Args:
           step: number of finished steps.
           state: the whole state.
           meta: plain JSON, restored beside the state.
+          kept: name -> numpy parameters of other steps, shaped as those of the state; they must not change any more.
         """
         if step in self.steps():
             return
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(_as_dict(state)), meta=self._ocp.args.JsonSave(meta)
-        )
-        self._manager.save(step, args=args)
+        items = {"state": self._ocp.args.StandardSave(_as_dict(state))}
+        if kept:
+            items["kept"] = self._ocp.args.StandardSave(dict(kept))
+        meta = self._ocp.args.JsonSave({**meta, _KEPT: sorted(kept or ())})
+        self._manager.save(step, args=self._ocp.args.Composite(**items, meta=meta))
 
-    def restore(self, like: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
+    def restore(self, like: TrainState) -> Restored | None:
         """The newest checkpoint that can be read, or None if there is none at all.
 
         One that cannot be read is named in a warning and moved to ``<directory>.damaged``; the one before it is taken.
 
         Args:
           like: a state of the wanted shapes, types and shardings.
-
-        Returns:
-          ``(step, state, meta)``.
 
         Raises:
           ValueError: checkpoints exist but none can be restored into ``like``.
@@ -83,6 +105,8 @@ class Checkpoints:
             )
             try:
                 restored = self._manager.restore(step, args=args)
+                meta = dict(restored["meta"])
+                kept = self._restore_kept(step, meta.pop(_KEPT, []), like.params)
             # Orbax reports damaged files by many exception types; whatever it is, an older checkpoint may still be good.
             except Exception as error:
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -91,7 +115,7 @@ class Checkpoints:
                 continue
             if failures:
                 self._set_aside(list(failures))
-            return step, TrainState(**restored["state"]), restored["meta"]
+            return Restored(step, TrainState(**restored["state"]), meta, kept)
         if failures:
             raise ValueError(
                 f"no checkpoint in {self._directory} can be restored "
@@ -99,6 +123,13 @@ class Checkpoints:
                 "move the folder away to start this stage afresh"
             )
         return None
+
+    def _restore_kept(self, step: int, names: list[str], params: PyTree) -> dict[str, PyTree]:
+        if not names:
+            return {}
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), params)
+        args = self._ocp.args.Composite(kept=self._ocp.args.StandardRestore(dict.fromkeys(names, like)))
+        return self._manager.restore(step, args=args)["kept"]
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints out of the way of the ones that will be written again; nothing is deleted."""

@@ -75,11 +75,15 @@ class DiffusersModel:
     @functools.cached_property
     def module(self) -> Any:
         """The Flax module of the UNet."""
+        return self._module()
+
+    def _module(self, **settings) -> Any:
         import jax.numpy as jnp
 
         from jaxunlearn.models.architectures import architecture_of
 
-        settings = {"remat": True} if self.remat else {}
+        if self.remat:
+            settings["remat"] = True
         return architecture_of(self.config).module(self.config, dtype=jnp.dtype(self.dtype), **settings)
 
     @functools.cached_property
@@ -91,6 +95,14 @@ class DiffusersModel:
     def predict(self) -> Predict:
         """``(params, x_t, t, cond) -> eps_hat``, whatever ``prediction_type`` is. The same object at every access."""
         return to_eps(self.predict_raw, self.prediction_type, self.schedule)
+
+    @functools.cached_property
+    def predict_forward_mode(self) -> Predict:
+        """:attr:`predict` from layers that forward-mode differentiation passes through (``jax.jvp``, ``jax.linearize``).
+
+        The same numbers up to rounding; what :mod:`jaxunlearn.likelihood` needs.
+        """
+        return to_eps(from_linen(self._module(fast=False)), self.prediction_type, self.schedule)
 
     @property
     def num_params(self) -> int:

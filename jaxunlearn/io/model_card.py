@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jaxunlearn.io.report import NOTICE
 from jaxunlearn.metrics import METRICS
+from jaxunlearn.metrics.entries import columns_of
 
-NOTICE = "This is not a legal certificate; it does not prove the absence of influence."
-COLUMNS = ("before", "after", "retrained")
 _PERCENT = ("copy_rate", "copy_rate_strict", "injection_copies")
 _CARD_METRICS = (
     "copy_rate",
@@ -38,12 +38,16 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     that no column has a number for is left out, its reason is in the report.
 
     Args:
-      report: content of ``report.json``.
+      report: content of ``unlearning_report.json``.
     """
-    names = [name for name in COLUMNS if report["evaluation"].get(name)]
-    lines = ["| metric | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    columns = columns_of(report)
+    names = [name for name in columns if name != "control"]
+    lines = [
+        "| metric | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
     for metric in _CARD_METRICS:
-        entries = [_first(report["evaluation"][name], metric) for name in names]
+        entries = [_first(columns[name], metric) for name in names]
         if not any(item and item["value"] is not None for item in entries):
             continue
         t = next((item["protocol"].get("t") for item in entries if item), None)
@@ -58,7 +62,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any] | None, *, t
     Args:
       config: the run's resolved configuration, plain JSON values. ``export.license`` and ``export.base_model`` go into
         the front matter if they are set.
-      report: content of ``report.json``, or None if the run was not evaluated.
+      report: content of ``unlearning_report.json``, or None if the run was not evaluated.
       takes_text: whether the model makes images of a prompt.
     """
     export = config.get("export") or {}

@@ -3,7 +3,8 @@
 A pickle is a program, and Python's own machine for it can be made to call any function. The one here (:func:`run`) knows
 the few instructions that a dictionary of tensors needs; the only names that it accepts are those of :data:`STORAGES`,
 ``collections.OrderedDict`` and ``torch._utils._rebuild_tensor_v2``, and none of them is looked up or called: they stand
-for what this module does with their arguments.
+for what this module does with their arguments. TorchScript archives also name the classes of their modules and the
+builders of lists; a module becomes the dictionary of its attributes, and nothing of its code is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import pickletools
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +37,8 @@ STORAGES = {
 }
 _ORDERED_DICT = "collections OrderedDict"
 _REBUILD = "torch._utils _rebuild_tensor_v2"
+_SCRIPT_CLASS = "__torch__"
+_SCRIPT_LISTS = tuple(f"torch.jit._pickle build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
 
 
 class RefusedPickle(pickle.UnpicklingError, ValueError):
@@ -68,6 +71,10 @@ class Tensor:
     strides: tuple[int, ...]
 
 
+class Module(dict):
+    """The attributes of a module of a TorchScript archive."""
+
+
 def is_count(value: Any) -> bool:
     """Whether it is an integer >= 0; True and False are none."""
     return type(value) is int and value >= 0
@@ -79,7 +86,12 @@ def kind_of(value: Any) -> str:
 
 
 def _storage(pid: Any) -> Storage:
-    """The meaning of a persistent id ``('storage', type, key, location, number of elements)``."""
+    """The meaning of a persistent id ``('storage', type, key, location, number of elements)``.
+
+    Files of torch before 1.6 have a sixth element, the bounds of a view, which was never anything but None.
+    """
+    if isinstance(pid, tuple) and len(pid) == 6 and pid[5] is None:
+        pid = pid[:5]
     good = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Name)
     if not good or not isinstance(pid[2], str) or not isinstance(pid[3], str) or not is_count(pid[4]):
         raise RefusedPickle("a persistent id is not ('storage', type, key, location, number of elements)")
@@ -89,9 +101,12 @@ def _storage(pid: Any) -> Storage:
 
 
 def _call(function: Any, args: Any) -> Any:
-    """What a call of one of the two allowed functions gives."""
+    """What a call of one of the allowed functions gives."""
     if function == Name(_ORDERED_DICT) and args == ():
         return {}
+    builds_list = isinstance(function, Name) and function.name in _SCRIPT_LISTS
+    if builds_list and isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], list):
+        return args[0]
     if function != Name(_REBUILD) or not isinstance(args, tuple):
         raise RefusedPickle(f"it calls {kind_of(function)!r}")
     good = len(args) in (6, 7) and isinstance(args[0], Storage) and is_count(args[1])
@@ -103,11 +118,18 @@ def _call(function: Any, args: Any) -> Any:
     return Tensor(args[0], args[1], args[2], args[3])
 
 
-def _global(name: str) -> Name:
-    if name not in STORAGES and name not in (_ORDERED_DICT, _REBUILD):
+def _global(name: str, script: bool) -> Name:
+    known = name in STORAGES or name in (_ORDERED_DICT, _REBUILD)
+    if script:
+        known = known or name in _SCRIPT_LISTS or _is_script_class(name)
+    if not known:
         shown = name.replace(" ", ".", 1)[:80]
         raise RefusedPickle(f"it asks for {shown!r}, which no tensor needs")
     return Name(name)
+
+
+def _is_script_class(name: str) -> bool:
+    return name.startswith((f"{_SCRIPT_CLASS} ", f"{_SCRIPT_CLASS}."))
 
 
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -115,8 +137,12 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def run(program: bytes) -> Any:
-    """The value of a pickle of plain values, dictionaries and tensors.
+def run(program: bytes | BinaryIO, script: bool = False) -> Any:
+    """The value of a pickle of plain values, dictionaries, lists of plain values and tensors.
+
+    Args:
+      program: the pickle, or a file at its start, which stands behind it afterwards.
+      script: of a TorchScript archive; its modules come out as :class:`Module`.
 
     Raises:
       RefusedPickle: any other instruction, a name that is not allowed, or a program that ends in the middle.
@@ -162,23 +188,39 @@ def run(program: bytes) -> Any:
                 marks.append(len(stack))
             elif code == "EMPTY_DICT":
                 stack.append({})
+            elif code == "EMPTY_LIST":
+                stack.append([])
+            elif code in ("APPEND", "APPENDS"):
+                items = take(marks.pop() if code == "APPENDS" else len(stack) - 1)
+                if not isinstance(stack[-1], list):
+                    raise RefusedPickle("it appends to something that is not a list")
+                stack[-1].extend(items)
+            elif code == "NEWOBJ" and script:
+                kind, args = take(len(stack) - 2)
+                if not isinstance(kind, Name) or not _is_script_class(kind.name) or args != ():
+                    raise RefusedPickle(f"it makes an object of {kind_of(kind)!r}")
+                stack.append(Module())
             elif code == "SETITEM":
                 store(take(len(stack) - 2))
             elif code == "SETITEMS":
                 store(take(marks.pop()))
             elif code == "GLOBAL":
-                stack.append(_global(arg))
+                stack.append(_global(arg, script))
             elif code == "STACK_GLOBAL":
                 module, name = take(len(stack) - 2)
-                stack.append(_global(f"{module} {name}" if isinstance(module, str) and isinstance(name, str) else "?"))
+                texts = isinstance(module, str) and isinstance(name, str)
+                stack.append(_global(f"{module} {name}" if texts else "?", script))
             elif code == "BINPERSID":
                 stack.append(_storage(*take(len(stack) - 1)))
             elif code == "REDUCE":
                 stack.append(_call(*take(len(stack) - 2)))
             elif code == "BUILD":
-                # The attributes of a state dict (versions of modules), which mean nothing here.
-                if not isinstance(take(len(stack) - 1)[0], dict) or not isinstance(stack[-1], dict):
+                state = take(len(stack) - 1)[0]
+                if not isinstance(state, dict) or not isinstance(stack[-1], dict):
                     raise RefusedPickle("it sets attributes of something that is not a dictionary")
+                if isinstance(stack[-1], Module):
+                    stack[-1].update(state)
+                # The attributes of a state dict (versions of modules) mean nothing here.
             elif code == "STOP":
                 if len(stack) == 1 and not marks:
                     return stack[0]

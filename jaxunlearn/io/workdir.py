@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
+
+_REFERENCE = re.compile(r"retrained(?:_([2-9]|[1-9][0-9]+))?")
 
 STAGES = ("base", "unlearned", "retrained")
 """The models of a run: before, after, and retrained without the forget set."""
@@ -26,9 +29,14 @@ class Workdir:
         return self.root / "metrics.jsonl"
 
     @property
+    def best(self) -> pathlib.Path:
+        """Which step of the unlearning is the best one, by what rule, and what became of the run."""
+        return self.root / "best.json"
+
+    @property
     def report(self) -> pathlib.Path:
         """The evaluation, for machines."""
-        return self.root / "report.json"
+        return self.root / "unlearning_report.json"
 
     @property
     def report_html(self) -> pathlib.Path:
@@ -56,8 +64,15 @@ class Workdir:
         return self.root / "tensorboard"
 
     def model(self, name: str) -> pathlib.Path:
-        """The diffusers folder of a finished stage, one of :data:`STAGES`."""
+        """The diffusers folder of a model: one of :data:`STAGES`, ``retrained_2`` and so on for further retrained ones,
+        ``best`` (the best step, where another one was returned) or ``restored`` (what is left of a collapsed run)."""
         return self.root / "models" / name
+
+    def retrained(self) -> list[pathlib.Path]:
+        """The folders of the models retrained without the forget set, in order: retrained, retrained_2, ..."""
+        parent = self.model("retrained").parent
+        found = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+        return sorted(filter(lambda path: is_reference(path.name), found), key=lambda path: _number(path.name))
 
     def checkpoints(self, name: str) -> pathlib.Path:
         """The checkpoints of a stage."""
@@ -66,3 +81,16 @@ class Workdir:
     def marker(self, name: str) -> pathlib.Path:
         """``DONE``, ``FAILED`` or ``PREEMPTED``; holds the reason."""
         return self.root / name
+
+
+def is_reference(name: str) -> bool:
+    """Whether a model's name is that of one retrained without the forget set.
+
+    >>> [is_reference(name) for name in ("retrained", "retrained_2", "retrained_1", "unlearned")]
+    [True, True, False, False]
+    """
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def _number(name: str) -> int:
+    return int(_REFERENCE.fullmatch(name)[1] or 1)

@@ -10,13 +10,25 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxunlearn.metrics import (
+    aesthetic,
+    clip_iqa,
+    copy_detectors,
     denoising_loss,
     distances,
     extraction,
     frechet,
     inception_score,
     injection,
+    kid,
+    membership,
+    noise_norm,
+    photographic,
+    prdc,
+    quantile_attack,
+    set_test,
+    sscd_variants,
     statistics,
+    ulira,
 )
 
 
@@ -28,13 +40,27 @@ class Metric(NamedTuple):
       unit: its unit.
       target: "equal_reference" (the value of a retrained model), "lower" or "higher".
       description: one sentence for people.
+      needs: what has to be given beside model and data, of :data:`NEEDS`; without it the metric is "not_run".
     """
 
     fn: Callable
     unit: str
     target: str
     description: str
+    needs: tuple[str, ...] = ()
 
+
+NEEDS = {
+    "weights": "a file of weights of a feature network",
+    "reference": "a model retrained without the forget images",
+    "heldout": "images that were never trained on",
+    "cond": "a model with a condition (text)",
+    "shadows": "shadow models",
+}
+"""What a metric may need -> what that is."""
+
+
+_HELD_OUT = ("heldout",)
 
 METRICS = {
     "copy_rate": Metric(
@@ -89,19 +115,25 @@ METRICS = {
         denoising_loss.denoising_loss, "mean square per pixel", "lower", "Denoising loss on training images that stay"
     ),
     "loss_held_out": Metric(
-        denoising_loss.denoising_loss, "mean square per pixel", "lower", "Denoising loss on images never trained on"
+        denoising_loss.denoising_loss,
+        "mean square per pixel",
+        "lower",
+        "Denoising loss on images never trained on",
+        ("heldout",),
     ),
     "rank_p": Metric(
         statistics.rank_p,
         "rank among held-out images",
         "equal_reference",
         "Share of held-out images whose loss is as low as the forget image's",
+        ("heldout",),
     ),
     "forget_level": Metric(
         denoising_loss.denoising_loss,
         "0 untouched, 1 as retrained",
         "equal_reference",
         "Forget loss on the way from the original to the retrained model",
+        ("reference",),
     ),
     "fd_classifier": Metric(
         frechet.frechet_distance,
@@ -121,7 +153,176 @@ METRICS = {
         "higher",
         "Inception score with a small classifier trained in this run, copies left out",
     ),
+    "clip_iqa": Metric(
+        clip_iqa.clip_iqa,
+        "0 to 1",
+        "higher",
+        "How much more the samples look like a good photo than like a bad one to CLIP RN50 (CLIP-IQA)",
+        ("weights",),
+    ),
+    "aesthetic": Metric(
+        aesthetic.aesthetic,
+        "about 1 to 10",
+        "higher",
+        "Aesthetic score of the samples (LAION's predictor on CLIP ViT-L/14)",
+        ("weights",),
+    ),
+    "sharpness": Metric(
+        photographic.sharpness,
+        "variance of the Laplacian of [0, 1] pixels",
+        "equal_reference",
+        "Sharpness of the samples; its yardstick is that of the keep images",
+    ),
+    "total_variation": Metric(
+        photographic.total_variation,
+        "[0, 1] pixels per pixel",
+        "equal_reference",
+        "Difference of neighbouring pixels of the samples; its yardstick is that of the keep images",
+    ),
+    "high_band_energy": Metric(
+        photographic.high_band_energy,
+        "share of the energy",
+        "equal_reference",
+        "Energy of the samples above half the Nyquist frequency; its yardstick is that of the keep images",
+    ),
+    "noise_sigma": Metric(
+        photographic.noise_sigma,
+        "standard deviation of [0, 1] pixels",
+        "equal_reference",
+        "White noise in the samples; its yardstick is that of the keep images",
+    ),
+    "fid": Metric(
+        frechet.frechet_distance,
+        "squared feature distance",
+        "lower",
+        "Frechet distance to keep images on Inception features (FID)",
+    ),
+    "kid": Metric(
+        kid.kernel_distance,
+        "squared kernel distance",
+        "lower",
+        "Kernel distance to keep images on Inception features (KID)",
+    ),
+    "precision": Metric(
+        prdc.prdc, "share of samples", "higher", "Samples that lie among keep images, on Inception features"
+    ),
+    "recall": Metric(
+        prdc.prdc, "share of keep images", "higher", "Keep images that lie among samples, on Inception features"
+    ),
+    "density": Metric(
+        prdc.prdc,
+        "1 is as dense as keep images",
+        "higher",
+        "How crowded samples lie among keep images, on Inception features",
+    ),
+    "coverage": Metric(
+        prdc.prdc, "share of keep images", "higher", "Keep images with a sample nearby, on Inception features"
+    ),
+    "inception_score_imagenet": Metric(
+        inception_score.inception_score,
+        "1 to 1008",
+        "higher",
+        "Inception score with the 1008 classes of the FID's network, copies left out",
+    ),
+    "kd_classifier": Metric(
+        kid.kernel_distance,
+        "squared kernel distance",
+        "lower",
+        "Kernel distance to keep images on features of a small classifier trained in this run",
+    ),
+    "precision_classifier": Metric(
+        prdc.prdc, "share of samples", "higher", "Samples that lie among keep images, on the classifier's features"
+    ),
+    "recall_classifier": Metric(
+        prdc.prdc, "share of keep images", "higher", "Keep images that lie among samples, on the classifier's features"
+    ),
+    "density_classifier": Metric(
+        prdc.prdc,
+        "1 is as dense as keep images",
+        "higher",
+        "How crowded samples lie among keep images, classifier's features",
+    ),
+    "coverage_classifier": Metric(
+        prdc.prdc, "share of keep images", "higher", "Keep images with a sample nearby, on the classifier's features"
+    ),
+    "sscd": Metric(
+        injection.denoise_injection,
+        "cosine of SSCD descriptors",
+        "equal_reference",
+        "How much a noised and denoised forget image is still a copy of itself for the SSCD network",
+    ),
+    "sscd_calibrated": Metric(
+        sscd_variants.sscd_calibrated,
+        "1 nothing forgotten, 0 as never seen",
+        "equal_reference",
+        "The SSCD similarity on the way from a retrained model's to the original's",
+    ),
+    "copy_sscd": Metric(
+        extraction.copy_rate, "share of samples", "equal_reference", "Samples that are copies for the SSCD network"
+    ),
+    "copy_carlini": Metric(
+        copy_detectors.carlini_ratio,
+        "share of samples",
+        "equal_reference",
+        "Samples that are much closer to a forget image than to their nearest training images on average",
+    ),
+    "copy_ratio": Metric(
+        copy_detectors.neighbour_ratio,
+        "share of samples",
+        "equal_reference",
+        "Samples that are three times closer to a forget image than to any keep image",
+    ),
+    "copy_patch": Metric(
+        copy_detectors.tile_distance,
+        "share of samples",
+        "equal_reference",
+        "Samples of which every tile is close to that of a forget image",
+    ),
+    "copy_ssim": Metric(
+        copy_detectors.ssim_distance,
+        "share of samples",
+        "equal_reference",
+        "Samples that have the structure of a forget image (SSIM)",
+    ),
+    **{
+        f"mia/{name}": Metric(fn, "area under the ROC curve", "equal_reference", f"Membership: {text}", needs)
+        for name, fn, text, needs in (
+            (
+                "loss_t",
+                denoising_loss.denoising_loss,
+                "the denoising loss tells forget from held-out images",
+                _HELD_OUT,
+            ),
+            ("secmi", membership.make_secmi, "DDIM steps up and back miss each other less (SecMI)", _HELD_OUT),
+            ("pia", membership.make_pia, "the model finds its own noise again (PIA)", _HELD_OUT),
+            ("pian", membership.make_pia, "the model finds its own noise again, normalised (PIAN)", _HELD_OUT),
+            ("sima", membership.make_sima, "little noise is seen in the image itself (SimA)", _HELD_OUT),
+            ("clid", membership.clid, "the text explains the image too well (CLiD)", (*_HELD_OUT, "cond")),
+            ("quantile", quantile_attack.quantile_scores, "the loss is low for such an image", _HELD_OUT),
+        )
+    },
+    "cdi_p": Metric(
+        set_test.cdi,
+        "one-sided p-value",
+        "equal_reference",
+        "Membership: all scores together tell the forget set from held-out images",
+        _HELD_OUT,
+    ),
+    "ulira": Metric(
+        ulira.ulira,
+        "area under the ROC curve",
+        "equal_reference",
+        "Shadow models: unlearned models are told from models that never saw the images",
+        ("shadows",),
+    ),
+    "noise_norm": Metric(
+        noise_norm.make_noise_norm,
+        "norm of a noise difference",
+        "equal_reference",
+        "How hard the forget prompts pull while an image is sampled",
+        ("cond",),
+    ),
 }
 """The one registry of metrics: name -> :class:`Metric`."""
 
-__all__ = ["METRICS", "Metric"]
+__all__ = ["METRICS", "NEEDS", "Metric"]

@@ -66,6 +66,31 @@ class MomentSum:
         self._sum += centred.sum(axis=0)
         self._squares += centred.T @ centred
 
+    def add_sums(self, n: int, mean, scatter) -> None:
+        """Adds a batch of which only sums are known, for example because it lies on several devices.
+
+        Args:
+          n: number of rows; 0 adds nothing.
+          mean: [d], their mean.
+          scatter: [d, d], ``sum (x - mean) (x - mean)'``.
+
+        Raises:
+          ValueError: another length, or a value that is not finite.
+        """
+        if n == 0:
+            return
+        mean, scatter = np.asarray(mean, np.float64), np.asarray(scatter, np.float64)
+        if mean.shape != self._sum.shape or scatter.shape != self._squares.shape:
+            raise ValueError(f"features must have length {len(self._sum)}, got mean {mean.shape} and {scatter.shape}")
+        if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(scatter))):
+            raise ValueError("features hold NaN or infinity")
+        if self._shift is None:
+            self._shift = mean
+        apart = mean - self._shift
+        self._n += int(n)
+        self._sum += n * apart
+        self._squares += scatter + n * np.outer(apart, apart)
+
     def moments(self) -> Moments:
         """The moments so far.
 
@@ -112,6 +137,53 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     cross = np.sum(np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)))
     shift = np.sum((first.mean - second.mean) ** 2)
     return float(shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)
+
+
+def frechet_distance_rows(reference: Moments, features) -> float:
+    """Frechet distance of features [m, d] and given moments, exact and quick where m <= d.
+
+    With B the centred rows over ``sqrt(m - 1)`` the covariance is ``B'B``, and the last term is ``tr (B S1 B')^(1/2)``,
+    of size m instead of d: no covariance of rank below d is ever decomposed.
+
+    Args:
+      reference: moments of the other set.
+      features: features [m, d].
+
+    Raises:
+      ValueError: features of different length, fewer than two rows, values that are not finite.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or len(features) > features.shape[1]:
+        return frechet_distance(reference, moments(features))
+    if features.shape[1:] != reference.mean.shape:
+        raise ValueError(f"features of length {len(reference.mean)} and {features.shape[1]} cannot be compared")
+    if len(features) < 2 or not np.all(np.isfinite(features)):
+        raise ValueError(f"a covariance needs at least two finite feature rows, got shape {features.shape}")
+    mean = features.mean(axis=0)
+    factor = (features - mean) / np.sqrt(len(features) - 1)
+    product = factor @ reference.covariance @ factor.T
+    cross = np.sum(np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)))
+    shift = np.sum((reference.mean - mean) ** 2)
+    return float(shift + np.trace(reference.covariance) + np.sum(factor**2) - 2 * cross)
+
+
+def nuclear_distance(first, second) -> float:
+    """Frechet distance of features [n, d] and [m, d] from the rows alone: the last term is the nuclear norm of ``A B'``.
+
+    A and B are the centred rows over ``sqrt(n - 1)`` and ``sqrt(m - 1)``. Exact for any n and m; meant for n, m <= d.
+
+    Raises:
+      ValueError: features of different length, fewer than two rows, values that are not finite.
+    """
+    parts = [np.asarray(x, np.float64) for x in (first, second)]
+    if any(x.ndim != 2 or len(x) < 2 or not np.all(np.isfinite(x)) for x in parts):
+        raise ValueError(f"features must be finite [n, d] with n >= 2, got shapes {[x.shape for x in parts]}")
+    if parts[0].shape[1] != parts[1].shape[1]:
+        raise ValueError(f"features of length {parts[0].shape[1]} and {parts[1].shape[1]} cannot be compared")
+    means = [x.mean(axis=0) for x in parts]
+    a, b = ((x - mean) / np.sqrt(len(x) - 1) for x, mean in zip(parts, means))
+    nuclear = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(np.sum((means[0] - means[1]) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * nuclear)
 
 
 class PixelBasis(NamedTuple):

@@ -28,6 +28,9 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.name = "unnamed"  # the default work directory is runs/<name>
     config.seed = 0  # decides the held-out images, the order of the data, all noise, the initial weights
+    # Who chooses unlearn.select.window and filter: manual (they stand below), or a rule that measures when the base model is
+    # there: auto (what the model knows of the forget images, and what sets them apart), spectrum, responsibility.
+    config.select = "manual"
     config.num_devices = 0  # how many devices to use; 0 means all
 
     # The images. `keep` is the training set without the forget set.
@@ -119,7 +122,8 @@ def defaults() -> ConfigDict:
             num_steps=100,
             batch_size=128,
             micro_batches=1,  # parts of a device's share that are computed one after the other, to save memory
-            lam=0.5,  # probability of the forget component: siss, bernoulli
+            # A number, or a schedule such as "linear(0, 0.5, 100)" (train/step_schedules.py):
+            lam=FieldReference(0.5, field_type=object),  # probability of the forget component: siss, bernoulli
             noise="uniform01",  # target noise of erasediff: uniform01, uniform, normal
             cap=placeholder(float),  # mirrored: null level (None: of each row); clamped: the measured level, required
             beta=placeholder(float),  # npo, simnpo, dpo, kto: strength of the preference, positive
@@ -171,18 +175,19 @@ def defaults() -> ConfigDict:
             backend="fft",  # fft, or matmul, which computes only the frequencies that pass
         )
     )
-    # The combiner; the method's own one if the name is empty. Only the values of the chosen one are used.
+    # The combiner; the method's own one if the name is empty. Only the values of the chosen one are used. Every number may
+    # be a schedule, such as "linear(0, 0.1, 100)" or "steps((0, 0.05), (100, 0.1))": see train/step_schedules.py.
     config.unlearn.combine = ConfigDict(
         dict(
             name="",  # weighted_sum, fixed_norm, relative_norm, erasediff, pcgrad
-            rho=0.1,  # relative_norm: norm of the forget part over that of the keep gradient
-            c=5.0,  # fixed_norm: norm of the forget part (errors summed over pixels)
-            eta=1e-3,  # erasediff: weight of the constraint
+            rho=FieldReference(0.1, field_type=object),  # relative_norm: norm of the forget part over that of keep
+            c=FieldReference(5.0, field_type=object),  # fixed_norm: norm of the forget part (errors summed over pixels)
+            eta=FieldReference(1e-3, field_type=object),  # erasediff: weight of the constraint
             # weighted_sum, pcgrad: weights of the terms; None: the method's own, else 1 for keep and 0.01 for forget.
-            keep=placeholder(float),
-            forget=placeholder(float),  # weighted_sum: negative ascends the forget loss; pcgrad: 0 or more
-            anchor=placeholder(float),  # weighted_sum: of vdu_style and fisher_anchor
-            prior=placeholder(float),  # weighted_sum: of dpo with prior_term
+            keep=placeholder(object),
+            forget=placeholder(object),  # weighted_sum: negative ascends the forget loss; pcgrad: 0 or more
+            anchor=placeholder(object),  # weighted_sum: of vdu_style and fisher_anchor
+            prior=placeholder(object),  # weighted_sum: of dpo with prior_term
             two_sided=True,  # pcgrad: False never weakens the keep gradient
         )
     )
@@ -208,9 +213,44 @@ def defaults() -> ConfigDict:
         )
     )
     config.unlearn.optimizer = optimizer()
+    # Probes of the model while it unlearns, on fixed images with fixed noises. The collapse guard: a run whose loss on keep
+    # images has grown too much ends with exit code 1 and gives back the last sound parameters in models/restored.
+    config.unlearn.watch = ConfigDict(
+        dict(
+            every=10,  # steps between probes; 0: never, and then there is no guard
+            keep_images=64,  # keep images of a probe, each with `noises` noises at timesteps that take turns
+            forget_images=16,  # different forget images of a probe, at most, each at all strata; without a source none
+            strata=16,  # timesteps: midpoints of so many equal parts of all of them
+            noises=4,
+            warn=1.1,  # keep loss over that of the start from which on a step is not sound
+            collapse=1.5,  # from which on the run ends
+            samples=0,  # how many samples a probe makes, to count copies and for a Frechet distance; 0: none
+            samples_every=50,  # steps between such probes, a multiple of `every`
+            returns=placeholder(str),  # "last" step or "best" one; None: last, with a stop rule best. See best.json
+        )
+    )
+    # The stop rule: ends the run at the first of `patience` probes in a row whose forget level has reached the target.
+    config.unlearn.stop = ConfigDict(
+        dict(
+            target=placeholder(float),  # forget level, such as 0.95; None: all steps are made
+            patience=2,
+            # Where the loss comes from at which the level is 1. None: there is no forget level.
+            # "retrained": of the retrained models (retrain.enabled), which are then trained before; the definition.
+            # "held_out": of the starting model on the held-out images most like the forget images, if they are alike.
+            # "value": given below.
+            source=placeholder(str),
+            path=placeholder(str),  # retrained: a diffusers folder of such a model, instead of training one
+            level=placeholder(float),  # value: the loss on the forget images, mean square per pixel
+        )
+    )
 
     # The yardstick: the base recipe without the forget images.
-    config.retrain = ConfigDict(dict(enabled=False))
+    config.retrain = ConfigDict(
+        dict(
+            enabled=False,
+            count=1,  # how many models; the second and further ones with other initial weights, order and noise
+        )
+    )
 
     config.checkpoint = ConfigDict(dict(every=200, keep=2))  # steps; how many
 
@@ -226,12 +266,14 @@ def defaults() -> ConfigDict:
 
     config.eval = ConfigDict(
         dict(
+            preset=placeholder(str),  # smoke, standard or audit: replaces what is left at its default; None: nothing
             num_samples=2000,
             sampler="ddim",  # or ddpm
             sampling_steps=50,
             batch_size=500,
             injection_t=(50, 100, 250, 500),
             injection_copies=16,
+            injection_images=16,  # forget images of the injection test, at most
             loss_t=(50, 100, 200, 400, 600, 800),
             loss_noises=16,
             loss_images=200,
@@ -245,6 +287,69 @@ def defaults() -> ConfigDict:
     )
     config.eval.classifier = ConfigDict(
         dict(steps=600, batch_size=128, min_accuracy=0.9)  # its features judge the quality
+    )
+
+    # Quality on features beyond Frechet distance: of the run's classifier, and of Inception (FID, KID, ...).
+    config.eval.quality = ConfigDict(
+        dict(
+            classifier=False,
+            inception=False,  # needs its weights
+            convention="clean",  # how pictures become 299 pixels wide: clean, tf1, half_pixel or antialias
+            rows=2000,  # features of each side for kernel distance, precision, recall, density and coverage
+            subsets=100,  # of the kernel distance
+            subset_size=1000,
+            batch_size=50,  # pictures in one call of Inception
+        )
+    )
+
+    # Weights of the networks of FID, SSCD and CLIP: files that scripts/convert_weights.py makes.
+    config.eval.weights = ConfigDict(
+        dict(
+            folder=placeholder(str),  # of these files; None: the environment variable JAXUNLEARN_WEIGHTS
+            allow_unpinned=(),  # names of weights that may come from another file than the public one
+        )
+    )
+
+    # The copy detector on injections and samples; needs its weights.
+    config.eval.sscd = ConfigDict(
+        dict(
+            enabled=False,
+            convention="short288",  # how pictures are resized: short288 (short edge, aspect kept) or square320
+            batch_size=16,
+            calibration_images=2000,  # keep and held-out images behind the threshold of copies, at most
+        )
+    )
+
+    # How samples look: sharpness, noise, ...; CLIP-IQA and the aesthetic score, which need weights.
+    config.eval.photographs = ConfigDict(
+        dict(
+            enabled=False,
+            force=False,  # let CLIP judge pictures below 64 pixels as well
+            samples=1000,  # at most
+            keep_images=1000,  # whose values are the yardstick, at most
+            batch_size=16,
+        )
+    )
+
+    # Whether an attacker can tell from the model that the forget images were trained on.
+    config.eval.membership = ConfigDict(
+        dict(
+            scores=(),  # of loss_t, secmi, pia, pian, sima, clid (text), quantile (900 held-out images), ulira
+            noise_norm_images=0,  # models of text: images per forget prompt
+        )
+    )
+
+    # Further detectors of copies among the samples: carlini, ratio, patch, ssim.
+    config.eval.extraction = ConfigDict(dict(detectors=()))
+
+    # What the report says about the request that the run answers, word for word.
+    config.eval.request = ConfigDict(
+        dict(
+            id=placeholder(str),  # its number
+            received_utc=placeholder(str),
+            operator=placeholder(str),  # who is responsible for the run
+            basis=placeholder(str),  # why the images have to go
+        )
     )
 
     # What the exported folder's model card says.

@@ -9,13 +9,35 @@ Data: the 1,797 real 8x8 digits that scikit-learn ships, plus copies of one 8x8 
 scikit-learn's). The duplicates make the model reproduce the photograph, as the T-shirt in the SISS paper.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from train.configs.defaults import defaults, optimizer
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "naive": {"select.window": (0, 0)},
+    "neggrad": {"optimizer.learning_rate": 1e-6},
+    "siss": {},
+    "siss_no_is": {},
+    "bernoulli": {},
+    "erasediff": {"combine.eta": 3e-4},
+    "retrack": {"combine.keep": 0.9, "combine.forget": 0.1},
+    "surrogate": {},
+    "mirrored": {},
+    "clamped": {"cap": 0.8},
+    "npo": {},
+    "simnpo": {},
+    "dpo": {},
+    "kto": {},
+    "vdu_style": {"anchor": "l2"},
+    "fisher_anchor": {},
+}
+"""Method -> what its preset changes below ``unlearn``."""
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """``digits.py`` is the full run; ``digits.py:smoke`` is a few steps, to see that everything works."""
+    """The full run with ``siss``; ``smoke``: a few steps, to see that everything works; a method: with its preset."""
     config = defaults()
     config.name = "digits"
 
@@ -69,6 +91,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.eval.loss_noises = 2
         config.eval.loss_images = 16
         config.eval.classifier.steps = 30
+    elif variant in PRESETS:
+        config.name = f"digits-{variant}"
+        config.unlearn.method = variant
+        config.unlearn.update_from_flattened_dict(PRESETS[variant])
     elif variant:
-        raise ValueError(f"digits.py has no variant {variant!r}; it has: smoke")
+        raise ValueError(f"digits.py has no variant {variant!r}; it has: smoke, {', '.join(PRESETS)}")
     return config

@@ -63,6 +63,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unlearn.combine.name = "fixed_norm"
     config.unlearn.combine.c = 750.0
     config.unlearn.optimizer = optimizer(learning_rate=1e-5, b1=0.9, b2=0.999, weight_decay=1e-2)
+    config.unlearn.watch.every = 5
+    config.unlearn.watch.keep_images = 16  # 32 rows a probe: less than half of a step
+    config.unlearn.watch.noises = 2
 
     config.latents.batch_size = 4
     config.compute.remat = True
