@@ -63,7 +63,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 def _axes(comparison: Mapping[str, Any]) -> str:
     forgetting = "copies" if comparison["x"] == "copy_rate" else "distance to the retrained level"
-    return f"{forgetting} and {TITLES[comparison['y']][:1].lower()}{TITLES[comparison['y']][1:]}"
+    return f"{forgetting} and {TITLES[comparison['y']]}"
 
 
 def page(comparison: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -92,13 +92,16 @@ def page(comparison: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]
         figure = scatter([*yardsticks.values(), *placed], x, front=front)
         picture = figure_element(figure, caption, "Forgetting against quality of all runs")
     best = [row["run"] for row in comparison["rows"] if row["front"]]
-    title = f"{len(best)} of {len(rows)} runs {'is' if len(best) == 1 else 'are'} not beaten on {_axes(comparison)}"
+    title = f"{len(best)} of {len(rows)} runs are on the Pareto front"
+    if len(best) == 1:
+        title = f"No other run is better than {best[0]}"
+    meaning = f"A run is on the front if no other one is as good on both {_axes(comparison)}, and better on one."
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison["notes"])
     sections = [
         f'<header><p class="kicker">Comparison of unlearning runs</p><h1>{html.escape(title)}</h1>'
-        f'<p class="notice">{NOTICE}</p></header>',
+        f'<p>{html.escape(meaning)}</p><p class="notice">{NOTICE}</p></header>',
         f"<section><h2>Forgetting against quality</h2>{picture}</section>" if picture else "",
-        f'<section><h2>Runs</h2><div class="scroll"><table class="numbers"><tr>{head}</tr>{body}</table></div>'
+        f'<section><h2>Runs</h2><div class="scroll"><table class="runs"><tr>{head}</tr>{body}</table></div>'
         + (f"<ul>{notes}</ul>" if notes else "")
         + "</section>",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 import platform
 import uuid
@@ -73,7 +74,7 @@ def record(
             "git": git_revision(inputs.workdir.root),
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "devices": ", ".join(sorted({f"{d.platform} {d.device_kind}" for d in jax.devices()})),
+            "devices": _devices(),
         },
         "request": {
             "received_utc": request["received_utc"],
@@ -173,6 +174,12 @@ def _robustness(entries: Mapping[str, list[Entry]]) -> dict[str, Any]:
         number = "ratio" if name == "relearn" else "value"
         found[name] = {number: item["value"], **item["protocol"], "status": item["status"], "reason": item["reason"]}
     return found
+
+
+def _devices() -> str:
+    """Kinds of devices with their numbers, such as "8 x NVIDIA H200"."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in sorted(kinds.items()))
 
 
 def _version(package: str) -> str | None:

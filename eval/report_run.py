@@ -72,18 +72,17 @@ def selection_section(report: Mapping[str, Any], picture: str | None) -> str:
 
 def copies_section(report: Mapping[str, Any]) -> str:
     """Copies of the model and of the images in the work directory: the unlearning changed none but the unlearned model."""
-    rows = "".join(
-        f"<tr><td>{html.escape(COPY_WORDS[item['copy']])}</td><td><code>{html.escape(item['path'])}</code></td>"
-        f'<td><span class="badge {"pass" if item["action"] != "kept" else "inconclusive"}">'
-        f"{html.escape(item['action'])}</span></td><td><small>{html.escape(item['reason'])}</small></td></tr>"
+    items = "".join(
+        f'<div class="check"><div><span class="badge {"inconclusive" if item["action"] == "kept" else "pass"}">'
+        f"{html.escape(item['action'])}</span></div><div>{html.escape(COPY_WORDS[item['copy']])} "
+        f"<code>{html.escape(item['path'])}</code><small>{html.escape(item['reason'])}</small></div></div>"
         for item in report["lineage"]
     )
     text = (
         "<p>Unlearning changes one model. These are the copies found in the work directory; what is marked <b>kept</b> was "
         "made with the forget images and was not changed. Deleting it is up to you.</p>"
     )
-    head = "<tr><th>What</th><th>Where</th><th>State</th><th>Why</th></tr>"
-    return f'<section><h2>Copies that remain</h2>{text}<div class="scroll"><table>{head}{rows}</table></div></section>'
+    return f"<section><h2>Copies that remain</h2>{text}{items}</section>"
 
 
 def _section(title: str, text: str, parts: Sequence[str]) -> str:

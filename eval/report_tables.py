@@ -22,7 +22,9 @@ def groups(report) -> dict[str, list[str]]:
     measured = {item["metric"]: None for entries in columns_of(report).values() for item in entries}
     found: dict[str, list[str]] = {}
     for name, family in FAMILIES.items():
-        own = getattr(family.module, "GROUPS", None) or {FAMILY_TITLES.get(name, name): family.module.METRICS}
+        own = getattr(family.module, "GROUPS", None) or {
+            FAMILY_TITLES.get(name, name.capitalize().replace("_", " ")): family.metrics(report["settings"])
+        }
         for heading, metrics in own.items():
             found.setdefault(heading, []).extend(metric for metric in metrics if metric in measured)
     rest = [metric for metric in measured if not any(metric in metrics for metrics in found.values())]
@@ -33,7 +35,8 @@ def tables_section(report) -> str:
     """All numbers."""
     columns = columns_of(report)
     names = [name for name in columns if name != "control"]
-    parts = []
+    parts, absent = [], []
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in [*names, "held-out images"])
     for heading, metrics in groups(report).items():
         rows, without = [], []
         for metric in metrics:
@@ -42,13 +45,14 @@ def tables_section(report) -> str:
                 rows += _rows(report, columns, names, metric)
             else:
                 without.append((title(metric), reason))
-        head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in [*names, "held-out images"])
-        table = (
-            f'<div class="scroll"><table class="numbers"><tr><th>Metric</th>{head}</tr>{"".join(rows)}</table></div>'
-            if rows
-            else ""
-        )
-        parts.append(f"<h3>{html.escape(heading)}</h3>{table}{_not_run(without)}")
+        if rows:
+            table = f'<table class="numbers"><tr><th>Metric</th>{head}</tr>{"".join(rows)}</table>'
+            parts.append(f'<h3>{html.escape(heading)}</h3><div class="scroll">{table}</div>{_not_run(without)}')
+        else:
+            absent.append(f"<h4>{html.escape(heading)}</h4>{_not_run(without)}")
+    if absent:
+        hint = "<p>More of them run with <code>python -m eval.main --workdir DIR --preset standard</code>.</p>"
+        parts.append(f"<h3>Not part of this evaluation</h3>{hint}{''.join(absent)}")
     legend = (
         "Small print: interval with its level, and n. The target of every metric of forgetting is the value of a retrained "
         "model, not the highest or lowest one. Reasons of missing numbers stand in their cells."
@@ -85,7 +89,7 @@ def _not_run(without: list[tuple[str, str]]) -> str:
     for name, reason in without:
         by_reason.setdefault(reason, []).append(name)
     lines = [f"{'; '.join(titles)}: {reason}" for reason, titles in by_reason.items()]
-    return "".join(f'<p class="missing-line"><b>Not run.</b> {html.escape(line)}</p>' for line in lines)
+    return "".join(f'<p class="missing-line">{html.escape(line)}.</p>' for line in lines)
 
 
 def _suffix(key: str, value: Any) -> str:

@@ -47,14 +47,18 @@ tr:first-child > th { border-top: 0; color: var(--soft); font-weight: 600; font-
 .numbers td:not(:first-child) { min-width: 118px; font-variant-numeric: tabular-nums; }
 .numbers td:first-child { min-width: 170px; }
 .numbers small { line-height: 1.35; display: inline-block; }
+.runs { font-variant-numeric: tabular-nums; } .runs td { white-space: nowrap; }
+.runs td:first-child { white-space: normal; min-width: 110px; overflow-wrap: anywhere; }
 .missing { color: var(--soft); max-width: 220px; }
 .details th { width: 130px; color: var(--soft); font-weight: 600; }
+.details tr:first-child > th { font-size: inherit; }
 .details td { overflow-wrap: anywhere; }
 .check { display: grid; grid-template-columns: 92px 1fr; gap: 4px 12px; padding: 12px 0;
   border-top: 1px solid var(--line); }
 .check p { margin: 2px 0; } .check ul { margin: 4px 0 0; } .check small { line-height: 1.4; display: block; }
 .check li small { margin-bottom: 6px; }
-.missing-line { color: var(--soft); font-size: 0.88rem; margin: 8px 0 0; } .missing-line b { color: var(--ink); }
+.missing-line { color: var(--soft); font-size: 0.88rem; margin: 4px 0 0; }
+h4 { font-size: 0.92rem; margin: 14px 0 0; }
 .pair + p { margin-top: 18px; }
 ul { margin: 0 0 12px; padding-left: 20px; }
 li { margin: 4px 0; }

@@ -51,31 +51,38 @@ def scatter(found: Sequence[Point], x: str, *, names: bool = True, front: Sequen
         axes.plot(*zip(*line), color=COLOURS["after"], linewidth=1, linestyle="--", zorder=1)
     axes.margins(0.16)
     left, right = axes.get_xlim()
-    if names:
-        for place, point in enumerate(found):
-            if point.kind == "retrained" and any(other.kind == "retrained" for other in found[:place]):
-                continue  # one name for all stars
-            left_half = point.x < (left + right) / 2
-            shift, side = (10, "left") if left_half else (-10, "right")
-            place = {"xytext": (shift, 5), "textcoords": "offset points", "ha": side}
-            axes.annotate(point.name, (point.x, point.y), fontsize=9, color=INK, **place)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=min(0.0, left) if x != COPIES else -0.04 * max(right, 1e-9))
+    if names:
+        _name_points(axes, found)
     return svg(figure)
+
+
+def _name_points(axes, found: Sequence[Point]) -> None:
+    """Names beside points; where points lie together their names stand below each other, and all stars share one name."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    named: list[tuple[float, float]] = []
+    for place, point in enumerate(found):
+        if point.kind == "retrained" and any(other.kind == "retrained" for other in found[:place]):
+            continue
+        at = ((point.x - left) / (right - left), (point.y - bottom) / (top - bottom))
+        near = sum(abs(at[0] - x) < 0.12 and abs(at[1] - y) < 0.05 for x, y in named)
+        named.append(at)
+        shift, side = (10, "left") if at[0] < 0.5 else (-10, "right")
+        offset = {"xytext": (shift, 5 - 11 * near), "textcoords": "offset points", "ha": side}
+        axes.annotate(point.name, (point.x, point.y), fontsize=9, color=INK, **offset)
 
 
 def gap_bars(report: Mapping[str, Any]) -> str | None:
     """Gaps of the unlearned model over their floor, the gap between retrained models; None without a floor."""
-    titles = {"gap_kl_forget": "near the forget images", "gap_kl_samples": "at samples", "elbo_gap": "elbo gap"}
+    titles = {"gap_kl_forget": "near the forget images", "gap_kl_samples": "at its own samples"}
     names, ratios, low, high = [], [], [], []
     for item in report["evaluation"]["after"]:
         if item["metric"] in ("gap_kl_forget", "gap_kl_samples") and item["value"] is not None and item["floor"]:
-            direction = item["protocol"].get("direction")
-            names.append(titles[item["metric"]] + (f"\n{direction}" if direction else ""))
+            names.append(titles[item["metric"]])
             ratios.append(item["value"] / item["floor"])
-            bounds = item["ci"] or {"low": item["value"], "high": item["value"]}
-            low.append(ratios[-1] - bounds["low"] / item["floor"])
-            high.append(bounds["high"] / item["floor"] - ratios[-1])
+            low.append(ratios[-1] - item["protocol"].get("ratio_low", ratios[-1]))
+            high.append(item["protocol"].get("ratio_high", ratios[-1]) - ratios[-1])
     if not names:
         return None
     figure, axes = new_axes("", "gap / gap between retrained models", (5.4, 3.5))
@@ -85,7 +92,12 @@ def gap_bars(report: Mapping[str, Any]) -> str | None:
     limit = THRESHOLDS["gap_ratio_fail"]
     axes.axhline(limit, color=COLOURS["before"], linewidth=1.2, linestyle="--", label=f"{limit:g}: fails")
     axes.margins(x=0.25)
-    axes.set_ylim(0, max(2.6, 1.3 * max(r + h for r, h in zip(ratios, high))))
+    top = max(r + h for r, h in zip(ratios, high))
+    if top > 20:  # a broken or untouched model must not flatten the floor
+        axes.set_yscale("log")
+        axes.set_ylim(0.5, 8 * top)  # room for the legend
+    else:
+        axes.set_ylim(0, max(2.6, 1.3 * top))
     legend(axes)
     return svg(figure)
 
@@ -126,6 +138,8 @@ def trajectories(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]
             axes.axhline(1.0, color=COLOURS["held-out"], linewidth=1, linestyle="--")
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.9), max(high, 1.1))
+        if key in ("eval/copies", "eval/fd"):
+            axes.set_ylim(0, max(1.1 * values[:, 1].max(), 0.01))
         found[key] = (title, svg(figure))
     return found
 

@@ -228,8 +228,13 @@ def _check_model(predict: Predict, params: PyTree, x: Array, cond: PyTree, mode:
         ) from error
     if mode == "reverse":
         return
+
+    def derivative(p, x, t, c):
+        # Under vmap, as in the solver: alone, a layer without a forward mode is found out only when it is compiled.
+        return jax.vmap(jax.linearize(lambda x: predict(p, x, t, c), x)[1])(x[None])
+
     try:
-        jax.eval_shape(lambda p, x, t, c: jax.jvp(lambda x: predict(p, x, t, c), (x,), (x,)), params, one, t, given)
+        jax.eval_shape(derivative, params, one, t, given)
     except TypeError as error:
         raise ValueError(
             "the model has no forward mode (a layer with a backward pass of its own); give DiffusersModel's "

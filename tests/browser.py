@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import pathlib
 import select
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -71,20 +73,29 @@ class Browser:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
         # A container's shared memory may be small; the crash reporter needs a folder that may be written.
         flags += ["--disable-dev-shm-usage", "--disable-crash-reporter", f"--user-data-dir={self._profile}"]
-        redirect = f'exec "$@" 3<&{read_there} 4>&{write_there}'
+        # The browser reads from descriptor 3 and writes to 4, whatever numbers the pipes have here.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read_there, write_there)]
+        start = "import os, sys; os.dup2({}, 3); os.dup2({}, 4); os.execv(sys.argv[1], sys.argv[1:])".format(*ends)
         self._process = subprocess.Popen(
-            ["sh", "-c", redirect, "sh", self._executable, *flags],
-            pass_fds=(read_there, write_there),
+            [sys.executable, "-c", start, self._executable, *flags],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(read_there)
-        os.close(write_there)
+        for end in (read_there, write_there, *ends):
+            os.close(end)
+        try:
+            self._open_page()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open_page(self) -> None:
         target = self._call("Target.createTarget", {"url": "about:blank"})["targetId"]
         self._session = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable", session=self._session)
-        return self
 
     def __exit__(self, *_) -> None:
         try:

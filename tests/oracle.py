@@ -378,3 +378,53 @@ def adamw(params, g, state, rate, b1=0.9, b2=0.999, tiny=1e-8, decay=1e-4):
         for k in params
     }
     return new, (count, first, second)
+
+
+# The optimal denoiser of a finite weighted set, one row at a time.
+
+
+def weighted_set_eps(x, t, images, weights, bandwidth, alphas_cumprod):
+    """``sigma / v (x - alpha E[y | x])`` with v = sigma^2 + alpha^2 h^2; x [B,...], t [B], images [N,...], weights [N]."""
+    out = []
+    for one, alpha, sigma in zip(x, *alpha_sigma(alphas_cumprod, t)):
+        v = sigma**2 + alpha**2 * bandwidth**2
+        log_w = [
+            np.log(c) - ((one - alpha * y) ** 2).sum() / (2 * v) if c > 0 else -np.inf for c, y in zip(weights, images)
+        ]
+        w = np.exp(np.array(log_w) - max(log_w))
+        mean = np.tensordot(w / w.sum(), images, axes=1)
+        out.append(sigma / v * (one - alpha * mean))
+    return np.array(out)
+
+
+def weighted_set_log_density(x, t, images, weights, bandwidth, alphas_cumprod):
+    """log of the mixture of N(alpha y_i, v I) with the given weights, [B]."""
+    out, size = [], np.asarray(x)[0].size
+    for one, alpha, sigma in zip(x, *alpha_sigma(alphas_cumprod, t)):
+        v = sigma**2 + alpha**2 * bandwidth**2
+        terms = [-((one - alpha * y) ** 2).sum() / (2 * v) for y in images]
+        top = max(term for term, c in zip(terms, weights) if c > 0)
+        total = sum(c * np.exp(term - top) for term, c in zip(terms, weights))
+        out.append(top + np.log(total / sum(weights)) - size / 2 * np.log(2 * np.pi * v))
+    return np.array(out)
+
+
+# Gaussians under the noise of a schedule.
+
+
+def gaussian_eps(x, alpha, sigma, mean, covariance):
+    """The exact noise prediction of N(mean, covariance): sigma C^-1 (x - alpha mean), C = alpha^2 S + sigma^2 I."""
+    noisy = alpha**2 * covariance + sigma**2 * np.eye(len(mean))
+    return sigma * np.linalg.solve(noisy, (x - alpha * mean).T).T
+
+
+def gaussian_log_density(x, mean, covariance):
+    gap = x - mean
+    _, logdet = np.linalg.slogdet(2 * np.pi * covariance)
+    return -0.5 * (gap * np.linalg.solve(covariance, gap.T).T).sum(axis=1) - 0.5 * logdet
+
+
+def gaussian_kl(mean, covariance, other_mean, other_covariance):
+    inverse, gap = np.linalg.inv(other_covariance), other_mean - mean
+    logdets = np.linalg.slogdet(other_covariance)[1] - np.linalg.slogdet(covariance)[1]
+    return 0.5 * (np.trace(inverse @ covariance) + gap @ inverse @ gap - len(mean) + logdets)

@@ -56,7 +56,7 @@ def test_three_runs_in_one_table(runs, tmp_path, capsys):
     assert re.search(r"\| worse \|  \|", table)
     page = (tmp_path / "out" / "compare.html").read_text()
     assert page.count(">front<") == 2
-    assert "2 of 3 runs are not beaten" in page
+    assert "2 of 3 runs are on the Pareto front" in page
     assert "<script" not in page
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     assert page.count('src="data:image/svg+xml') == 1

@@ -6,7 +6,6 @@ import re
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,21 +18,18 @@ from eval.references import Encoded
 from eval.settings import DEFAULTS, resolve
 from eval.spaces import Pixels
 from jaxunlearn import schedule as schedules
+from jaxunlearn.closed_form import weighted_set
 from jaxunlearn.images import to_uint8
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.metrics.denoising_loss import denoising_loss, make_loss_rows
+from jaxunlearn.sampling import SamplerConfig
+from tests.fast_memory import make_predict
 
 SCHEDULE = schedules.linear(1000)
 SCORES = ("loss_t", "secmi", "pia", "pian", "sima", "clid", "quantile", "ulira")
 
 
-def predict(params, x, t, cond=None):
-    """The optimal denoiser of the images params [N,H,W,C]; it ignores the condition."""
-    y, flat = params.reshape(len(params), -1), x.reshape(len(x), -1)
-    alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
-    square = jnp.sum(flat**2, axis=1, keepdims=True) - 2 * alpha * flat @ y.T + alpha**2 * jnp.sum(y**2, axis=1)
-    weights = jax.nn.softmax(-square / (2 * sigma**2), axis=1)
-    return ((flat - alpha * (weights @ y)) / sigma).reshape(x.shape)
+predict = make_predict(SCHEDULE)
 
 
 class ClosedForm:
@@ -69,8 +65,8 @@ def measured(forget, keep, held_out, members, runner, settings=SETTINGS):
     refs = types.SimpleNamespace(loss_inputs=inputs)
     column = Column([])
     for name, part in inputs.items():
-        column.arrays[f"loss_{name}"] = runner.loss(members, part.x, part.rows, None)
-    membership.measure(column, _context(members, runner, refs, settings=settings))
+        column.arrays[f"loss_{name}"] = runner.loss(weighted_set(members), part.x, part.rows, None)
+    membership.measure(column, _context(weighted_set(members), runner, refs, settings=settings))
     return column
 
 
@@ -150,6 +146,50 @@ def test_too_few_held_out_images(digits):
             assert "10 images were held out" in item["reason"]
 
 
+class ClosedFormOfText(ClosedForm):
+    """Its condition [2, 1] says how much the answer is shifted."""
+
+    takes_text = True
+    conditions = Conditions(("", "a digit", "the digit"), np.array([0.0, 0.5, 2.0], np.float32)[:, None, None])
+
+    def __init__(self, settings):
+        self._settings = settings
+        self.predict = lambda params, x, t, cond: predict(params, x, t) + cond[:, :, :, None]
+        self._rows = jax.jit(make_loss_rows(self.predict, SCHEDULE))
+
+    def loss(self, params, x0, rows, tick):
+        cond, t = self.conditions.at(rows), self._settings["loss_t"]
+        return denoising_loss(self._rows, params, x0, jax.random.key(0), t, 2, cond=cond)
+
+
+def test_models_of_text_have_clid_and_the_norm_of_the_guidance(digits):
+    settings = {
+        **SETTINGS, "sampling_steps": 3, "membership": {"scores": ("clid",), "noise_norm_images": 2}
+    }  # fmt: skip
+    runner, sets = ClosedFormOfText(settings), (("forget", 2), ("keep", 1), ("held_out", 1))
+    inputs = {name: Encoded(digits[:40], np.full(40, row, np.int32)) for name, row in sets}
+    column = Column([])
+    for name, part in inputs.items():
+        column.arrays[f"loss_{name}"] = runner.loss(weighted_set(digits[:100]), part.x, part.rows, None)
+    context = _context(
+        weighted_set(digits[:100]),
+        runner,
+        types.SimpleNamespace(loss_inputs=inputs, keep=np.zeros((1, 8, 8, 1), np.uint8)),
+        settings=settings,
+        prompts=types.SimpleNamespace(forget=("a digit", "the digit", "a digit")),
+        model=types.SimpleNamespace(sampler=SamplerConfig("ddim", clip_sample=False)),
+    )
+    membership.measure(column, context)
+    norm = find(column.entries, "noise_norm")
+    assert norm["value"] == pytest.approx(
+        8 * (0.5 + 2.0) / 2, rel=1e-4
+    )  # the shift times sqrt(64), mean over two prompts
+    assert norm["n"] == 2
+    # The same images: the text of the forget set shifts the answer more, so it explains them worse.
+    assert find(column.entries, "mia/clid")["value"] == 0.0
+    assert find(column.entries, "mia/clid")["protocol"]["no_interval"]
+
+
 def test_sets_that_choose_and_sets_that_are_judged_do_not_meet():
     inputs = {
         name: Encoded(np.zeros((n, 2, 2, 1)), np.zeros(n, int))
@@ -185,6 +225,43 @@ def test_copies_are_counted_by_every_detector(digits):
     column = Column([], failed="3 of 100 samples hold NaN")
     extraction.measure(column, _context(None, RUNNER, refs, settings=settings, split=split))
     assert [item["status"] for item in column.entries] == ["failed"] * 4
+
+
+class Blurry:
+    """An autoencoder that keeps the mean of every 2 x 2 square."""
+
+    latent = True
+
+    def encode(self, images):
+        x = images.astype(np.float32) / 127.5 - 1
+        return x.reshape(len(x), 4, 2, 4, 2, 1).mean(axis=(2, 4))
+
+    def decode(self, x):
+        return np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def test_latent_models_copy_what_the_autoencoder_makes(digits):
+    images, space = to_uint8(digits[:200]), Blurry()
+    forget = images[:2]
+    made = to_uint8(space.decode(space.encode(images)))
+    samples = np.concatenate([made[:2], made[150:]])
+    split = types.SimpleNamespace(
+        images=images,
+        keep=np.arange(2, 150),
+        held_out=np.arange(150, 200),
+        near_duplicates=types.SimpleNamespace(index=np.zeros(0, int)),
+    )
+    trip = types.SimpleNamespace(images=made[:2])
+    refs = types.SimpleNamespace(forget=forget, keep=images[2:150], round_trip=trip)
+    runner = types.SimpleNamespace(space=space, protocol={}, takes_text=False)
+    runner = type("Runner", (), vars(runner))()  # a family remembers thresholds for each runner
+    settings = {**SETTINGS, "extraction": {"detectors": ("patch", "ssim")}}
+    column = Column([], samples=samples)
+    extraction.measure(column, _context(None, runner, refs, settings=settings, split=split))
+    for name in ("patch", "ssim"):
+        item = find(column.entries, f"copy_{name}")
+        assert item["protocol"]["count"] == 2, name  # reconstructions of other images are no copies
+        assert "autoencoder" in item["protocol"]["copy_of"]
 
 
 def test_settings_name_known_scores():

@@ -28,7 +28,7 @@ from jaxunlearn.models.unet2d import UNet2DConfig
 from tests.tiny_model import quick_compilation  # noqa: F401
 from tests.tiny_pipeline import make_pictures, make_tiny_pipeline
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 
 COUNT, FORGET = 20, 3
 SQUARE, NOISE, RARE = "a red square", "a picture of noise", "a rare caption"

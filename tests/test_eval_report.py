@@ -22,6 +22,9 @@ from jaxunlearn.metrics import METRICS
 from jaxunlearn.metrics.entries import columns_of
 from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d import UNet2DConfig
+from tests.tiny_model import quick_compilation  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SETTINGS = {
     "num_samples": 64,
@@ -106,7 +109,7 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(quick_compilation, tmp_path_factory):  # noqa: F811
     made = make_workdir(tmp_path_factory.mktemp("eval") / "run", config(), retrained=True)
     chosen = {"rule": "auto", "summary": "t in [10, 20)", "reasons": ["It is <there>."], "num_steps": 50, "curves": {}}
     (made / "selection.json").write_text(json.dumps(chosen))
@@ -215,6 +218,7 @@ def test_the_page_shows_the_run_and_what_is_left(workdir, report):
         assert title in page, title
     switched_off = [family for family in FAMILIES.values() if not family.enabled(report["settings"])]
     assert page.count("switches it on") >= min(1, len(switched_off))
+    assert ("Not part of this evaluation" in page) == bool(switched_off)
 
 
 def test_nothing_plain_about_the_forget_set_leaves(report, workdir):

@@ -19,7 +19,6 @@ def test_presets_are_allowed_and_rise(name):
     for key, value in PRESETS[name].items():
         assert lookup(settings, key) == value
         assert RULES[key][0](value)
-    assert set(PRESETS["smoke"]) <= set(PRESETS["standard"]) == set(PRESETS["audit"])
     for key in ("num_samples", "injection_copies", "loss_noises", "loss_images"):
         assert PRESETS["smoke"][key] <= PRESETS["standard"][key] <= PRESETS["audit"][key]
 
@@ -53,7 +52,7 @@ def test_every_family_names_its_metrics_and_its_switch():
         names = {item["metric"] for item in family.module.failed_entries(settings)}
         assert names <= set(METRICS), name
         assert names, name
-        assert names <= set(family.module.METRICS), name
+        assert names <= set(family.metrics(settings)), name
         if family.switch is not None:
             assert family.switch in RULES, name
             for item in switched_off(name, settings):

@@ -12,6 +12,7 @@ import pytest
 from tests.tiny_model import quick_compilation  # noqa: F401
 
 EXAMPLES = ("linen", "nnx", "equinox_model", "plain_function")
+QUICK = ("plain_function",)
 
 
 def test_these_are_all(repository):
@@ -19,7 +20,7 @@ def test_these_are_all(repository):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXAMPLES])
 def test_examples_run_and_are_short(name, repository, capsys, monkeypatch):
     path = repository / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) <= 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -99,6 +100,7 @@ def fake_networks(monkeypatch):
     monkeypatch.setattr(copy_detector, "weights_for", weights_of)
     monkeypatch.setattr(inception, "from_flat", lambda flat: {"fc": {"kernel": kernel}})
     monkeypatch.setattr(inception, "outputs", outputs)
+    inception_features._features.cache_clear()  # else a compiled program keeps the network of another test
     monkeypatch.setattr(sscd, "from_flat", lambda flat: {})
     monkeypatch.setattr(sscd, "embed", embed)
     return SimpleNamespace(outputs=outputs, embed=embed, kernel=kernel, calls=calls)
@@ -147,6 +149,22 @@ def test_inception_features_are_those_of_the_librarys_functions(make, fake_netwo
     assert last["n"] == np.sum(~column.flags)
 
 
+def test_another_convention_is_another_number_under_another_key(make, fake_networks):
+    found = {}
+    column, context = make()
+    for convention in ("clean", "tf1"):
+        settings = context.settings | {"quality": context.settings["quality"] | {"convention": convention}}
+        refs = SimpleNamespace(**context.refs.__dict__)
+        again = dataclasses.replace(context, refs=refs, settings=settings)
+        fresh = Column([], column.samples, column.flags)
+        inception_features.measure(fresh, again)
+        found[convention] = fresh.entries[0]
+    assert found["clean"]["value"] != found["tf1"]["value"]
+    assert found["tf1"]["protocol"]["key"] == "fid@50, tf1, 60 keep images"
+    assert found["tf1"]["protocol"]["resize"] != found["clean"]["protocol"]["resize"]
+    assert len(list(context.cache.iterdir())) == 2
+
+
 def test_inception_runs_once_for_keep_images_and_stores_their_moments(make, fake_networks, monkeypatch):
     column, context = make()
     second, other = make("before")
@@ -171,7 +189,7 @@ def test_stored_moments_that_are_damaged_are_refused_and_the_report_says_so(make
     (file,) = context.cache.iterdir()
     file.write_bytes(b"nothing")
     fresh, again = make()
-    again = Context(**{**again.__dict__, "refs": SimpleNamespace(**again.refs.__dict__)})
+    again = dataclasses.replace(again, refs=SimpleNamespace(**again.refs.__dict__))
     fresh.samples, fresh.flags = column.samples, column.flags
     inception_features.measure(fresh, again)
     assert "no stored moments" in fresh.entries[0]["protocol"]["stored_moments_refused"]
@@ -306,6 +324,7 @@ def test_the_real_networks_in_narrow_form(make, monkeypatch):
         monkeypatch.setattr(module, "weights_for", lambda settings, name: weights(name, tensors[name]))
     monkeypatch.setattr(inception, "from_flat", functools.partial(inception.from_flat, divisor=divisor))
     monkeypatch.setattr(sscd, "from_flat", functools.partial(sscd.from_flat, config=TINY))
+    inception_features._features.cache_clear()
     column, context = make()
     column.samples = context.split.images[:50].copy()  # keep images as samples: nearly nothing is wrong with them
     inception_features.measure(column, context)

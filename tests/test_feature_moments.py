@@ -55,6 +55,20 @@ def test_streams_equal_one_batch_in_any_order_and_on_any_number_of_devices(rng, 
     assert frechet.frechet_distance(found, other) == pytest.approx(frechet.frechet_distance(exact, other), rel=1e-6)
 
 
+def test_streams_of_one_network_compile_once(rng):
+    traces = []
+
+    def network(params, pictures):
+        traces.append(pictures.shape)
+        return pictures.reshape(len(pictures), -1) * params
+
+    for _ in range(2):
+        stream = FeatureStream(network, jnp.float32(2), 8)
+        for n in (3, 8, 13):
+            stream.add(rng.normal(size=(n, 2, 2, 1)).astype(np.float32))
+    assert traces == [(8, 2, 2, 1)]
+
+
 def test_padding_counts_nothing_even_where_it_is_not_finite(rng):
     features = rng.normal(size=(6, 3)).astype(np.float32)
     padded = np.concatenate([features, np.full((2, 3), np.nan, np.float32)])
@@ -87,6 +101,11 @@ def test_every_form_of_the_distance_agrees(rng, n, m):
     assert frechet.frechet_distance(frechet.moments(x), frechet.moments(y)) == pytest.approx(nuclear, rel=1e-6)
     assert frechet.frechet_distance_rows(frechet.moments(x), y) == pytest.approx(nuclear, rel=1e-6)
     assert frechet.nuclear_distance(x, x) == pytest.approx(0, abs=1e-9 * np.sum(np.var(x, axis=0)))
+
+
+def test_no_metric_uses_the_matrix_square_root_that_scipy_gives_up(repository):
+    sources = [path for path in (repository / "jaxunlearn").rglob("*.py") if "sqrtm(" in path.read_text()]
+    assert sources == []
 
 
 def test_float32_features_cost_less_than_a_millionth(rng):
@@ -147,5 +166,6 @@ def test_the_fingerprint_of_pictures_sees_shape_order_and_every_byte(rng):
     found = [data_sha256(x) for x in (pictures, pictures.copy(), changed, pictures[::-1], pictures.reshape(4, 4, 1, 1))]
     assert found[0] == found[1]
     assert len(set(found)) == 4
+    assert data_sha256(pictures, np.array([2, 0])) == data_sha256(pictures[[2, 0]])
     with pytest.raises(TypeError, match="uint8"):
         data_sha256(pictures.astype(np.float32))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxunlearn.io import feature_weights
 from jaxunlearn.io.feature_weights import FEATURE_WEIGHTS, FOLDER_VARIABLE, MissingWeights, load_weights, save_weights
-from jaxunlearn.metrics import METRICS
+from jaxunlearn.metrics import METRICS, NEEDS
 
 PINNED = FEATURE_WEIGHTS["aesthetic"].files[0].sha256
 TENSORS = {"weight": np.linspace(-1, 1, 5, dtype=np.float32), "bias": np.array([0.5], np.float16)}
@@ -125,4 +125,5 @@ def test_the_table():
             assert file.sha256 is None or len(bytes.fromhex(file.sha256)) == 32
     needing = {metric for metric, facts in METRICS.items() if "weights" in facts.needs}
     named = {metric for source in FEATURE_WEIGHTS.values() for metric in source.metrics}
-    assert needing <= named
+    assert needing == named
+    assert all(set(facts.needs) <= NEEDS.keys() for facts in METRICS.values())

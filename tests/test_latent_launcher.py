@@ -301,6 +301,7 @@ def unbroken(folder, tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.slow
 def test_a_text_pipeline_is_unlearned(folder, unbroken):
     workdir, done = unbroken
     assert done.stderr == ""

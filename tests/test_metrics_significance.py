@@ -37,6 +37,17 @@ def test_auc_interval_covers_and_is_none_where_it_would_lie(rng):
     assert 0 <= few.low < few.high <= 1
 
 
+def test_p_value_of_ranks_is_the_rank_of_one_and_the_enumeration_of_few(rng):
+    others = rng.normal(size=30)
+    assert roc.p_value([0.1], others) == rank_p(0.1, others)
+    members, few = rng.normal(-0.5, 1, 4), others[:5]
+    together, areas = np.concatenate([members, few]), []
+    for chosen in itertools.combinations(range(9), 4):
+        areas.append(roc.auc(together[list(chosen)], np.delete(together, chosen)))
+    assert roc.p_value(members, few) == pytest.approx(np.mean(np.array(areas) >= roc.auc(members, few) - 1e-12))
+    assert roc.p_value(np.ones(5), np.ones(6)) == 1.0
+
+
 def test_balanced_accuracy_is_the_best_threshold_of_a_loop(rng):
     members, others = rng.normal(0, 1, 40).round(1), rng.normal(0.8, 1, 30).round(1)
     edges = [-np.inf, *members, *others]
@@ -108,8 +119,8 @@ def test_tost_of_two_groups_is_two_welch_tests(rng):
 
 
 def test_tost_at_the_edge_of_the_margin_errs_in_five_percent(rng):
-    found = [significance.tost(values, 0.0, 1.0).equivalent for values in rng.normal(1.0, 1, (2000, 12))]
-    assert np.mean(found) == pytest.approx(0.05, abs=0.015)
+    found = [significance.tost(values, 0.0, 1.0).equivalent for values in rng.normal(1.0, 1, (1000, 12))]
+    assert np.mean(found) == pytest.approx(0.05, abs=0.02)
 
 
 def test_sign_flips_and_divisions_are_enumerated(rng):
@@ -167,11 +178,11 @@ def test_leave_one_out_moments_equal_the_loop(rng):
 
 def test_shadow_attack_sees_a_shift_and_nothing_else(rng):
     seen, never = rng.normal(-1.5, 0.5, (40, 32)), rng.normal(0, 0.5, (40, 32))
-    found = ulira.ulira(seen, never)
+    found = ulira.ulira(seen, never, resamples=100)
     assert found.auc > 0.95
     assert found.ci.low > 0.9
     assert set(found.tpr) == {0.01}  # 1,280 pairs show 1 %, not 0.1 %
-    equal = ulira.ulira(rng.normal(0, 0.5, (40, 32)), never)
+    equal = ulira.ulira(rng.normal(0, 0.5, (40, 32)), never, resamples=100)
     assert equal.auc == pytest.approx(0.5, abs=0.05)
     assert equal.ci.low < 0.5 < equal.ci.high
 

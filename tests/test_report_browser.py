@@ -68,8 +68,8 @@ def test_pages_load_and_fit(pages, browser, tmp_path, name, width):
     assert seen.errors == []
     assert seen.requests == []
     assert look["scripts"] == 0
-    assert look["width"] == width
-    assert look["scroll"] <= width, look["wide"]
+    assert width - 20 <= look["width"] <= width  # less a scroll bar
+    assert look["scroll"] <= look["width"], look["wide"]
     assert look["wide"] == []
     assert look["broken"] == []
     assert look["unnamed"] == 0

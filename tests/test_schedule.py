@@ -117,3 +117,28 @@ def test_from_betas_and_cosine_cap():
     np.testing.assert_allclose(from_betas([0.1, 0.5]).alphas_cumprod, [0.9, 0.45])
     ratio = cosine().alphas_cumprod[1:] / cosine().alphas_cumprod[:-1]
     np.testing.assert_allclose(ratio.min(), 0.001, rtol=1e-9)
+
+
+def test_between_timesteps_log_snr_is_linear():
+    table = linear(1000)
+    t = jnp.array([0, 3, 500, 999])
+    for name in ("alpha", "sigma", "log_snr"):
+        function = getattr(table, name)
+        np.testing.assert_allclose(function(t.astype(jnp.float32)), function(t), rtol=2e-5)
+    halves = jnp.array([0.25, 500.5, 998.75])
+    low, share = jnp.floor(halves).astype(int), halves % 1
+    expected = table.log_snr(low) * (1 - share) + table.log_snr(low + 1) * share
+    np.testing.assert_allclose(table.log_snr(halves), expected, rtol=1e-5)
+    np.testing.assert_allclose(table.alpha(halves) ** 2 + table.sigma(halves) ** 2, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(table.time_of(table.log_snr(halves)), halves, rtol=1e-4)
+    assert table.time_of(jnp.array([99.0, -99.0])).tolist() == [0.0, 999.0]
+
+
+def test_floating_times_at_zero_terminal_snr():
+    table = schedules.zero_terminal_snr(linear(1000))
+    assert table.last_step == 998
+    assert linear(1000).last_step == 999
+    assert np.asarray(table.alpha(jnp.array([999.0]))).tolist() == [0.0]
+    assert np.asarray(table.sigma(jnp.array([999.0]))).tolist() == [1.0]
+    np.testing.assert_allclose(table.log_snr(jnp.array([998.0])), table.log_snr(jnp.array([998])), rtol=1e-6)
+    assert float(table.time_of(jnp.array(-1e9))) == 998.0

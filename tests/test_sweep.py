@@ -194,6 +194,20 @@ def neighbours(images):
 
 
 @pytest.mark.slow
+def test_two_devices_give_the_same_row(images):
+    config, model = tiny(method="siss")
+    ends = []
+    for count in (1, 2):
+        program = SweepProgram(config, model, images, make_mesh(jax.devices()[:count]), prepare.Start())
+        ends.append(program.run(sweep_grid.configured(config, ROWS[1])).params)
+        program.run(sweep_grid.configured(config, ROWS[2]))
+        assert program.step._cache_size() == 1
+    for name, value in ends[0].items():
+        moved = np.abs(np.asarray(value) - model.params[name]).max()
+        np.testing.assert_allclose(ends[1][name], value, atol=1e-2 * moved)
+
+
+@pytest.mark.slow
 def test_levels_are_those_that_a_run_measures(images, tmp_path):
     from jaxunlearn.io.workdir import Workdir
 

@@ -147,6 +147,7 @@ def test_verdicts_follow_from_the_figures():
         ({"broken": 1}, "collapsed"),
         ({"broken_step": 7}, "collapsed"),
         ({"fd_ratio": None}, "collapsed"),
+        ({"copies_before": 0, "copies": 0}, "no copies before"),
     ):
         assert study_tables.verdict({**good, **change}) == expected
     several = [good, {**good, "copies": 50}, good]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import types
 
 import jax
@@ -304,3 +305,22 @@ def test_the_kept_parameters_do_not_change_with_the_run():
     jax.block_until_ready(jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(params))
     np.testing.assert_array_equal(watch.params_of(2)["w"], np.ones(3))
     assert watch.measurements[-1] == Measurement(2, 1.0, None)
+
+
+def test_a_checkpoint_whose_kept_parameters_are_damaged_is_passed_over(tmp_path):
+    state = replicate(start_state(), MESH)
+    params = jax.tree.map(np.asarray, state.params)
+    checkpoints = Checkpoints(tmp_path / "unlearn")
+    for number in (3, 6):
+        checkpoints.save(number, state, {"watch": [[0, 1.0, None]]}, {"2": params, str(number): params})
+    checkpoints.wait()
+    found = checkpoints.restore(state)
+    assert (found.step, sorted(found.kept)) == (6, ["2", "6"])
+    assert found.meta == {"watch": [[0, 1.0, None]]}
+    assert isinstance(found.kept["2"]["seen"], np.ndarray)
+    shutil.rmtree(tmp_path / "unlearn" / "6" / "kept")
+    found = checkpoints.restore(state)
+    assert (found.step, sorted(found.kept)) == (3, ["2", "3"])
+    np.testing.assert_array_equal(found.kept["3"]["seen"], params["seen"])
+    checkpoints.close()
+    assert (tmp_path / "unlearn.damaged" / "6").is_dir()

@@ -71,7 +71,7 @@ class TrainingLog:
         if writes and tensorboard is not None:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(tensorboard / stage), purge_step=start_step + 1)
+            self._writer = SummaryWriter(str(tensorboard / stage), purge_step=start_step and start_step + 1)
         self._bar = None
         if writes and sys.stderr.isatty():
             from tqdm import tqdm

@@ -14,12 +14,14 @@ COPIES, QUALITY, COLLAPSE = 0.1, 1.5, 1.5
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """``works``, or why not, from the numbers of one row.
+    """``works``, or why not, from the numbers of one row; ``no copies before`` where there was nothing to forget.
 
     >>> row = {"copies": 3, "copies_before": 80, "broken_step": None, "broken": 0, "fd_ratio": 1.2, "keep_ratio": 1.01}
     >>> verdict(row), verdict({**row, "copies": 30}), verdict({**row, "fd_ratio": 4.0, "keep_ratio": 1.8})
     ('works', 'too weak', 'collapsed')
     """
+    if not row["copies_before"]:
+        return "no copies before"
     finite = row["fd_ratio"] is not None and row["keep_ratio"] is not None
     if row["broken_step"] is not None or row["broken"] or not finite or row["keep_ratio"] >= COLLAPSE:
         return "collapsed"

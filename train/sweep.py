@@ -267,7 +267,6 @@ def _sweep(run, model, rows, done: Results, poll) -> None:
             "seconds": round(seconds, 2),
             **(dict.fromkeys(("figures", "keep_ratio", "forget_level")) if broken else judge(to_host(finished.params))),
         }
-        poll()
         done.add(json.loads(json.dumps(record)))
         said = (
             record["status"]

@@ -22,11 +22,15 @@ from eval.families import (
     classifier_features,
     copy_detector,
     extraction,
+    gap,
     inception_features,
     injection,
+    inversion,
+    likelihood,
     losses,
     membership,
     photographs,
+    relearning,
     samples,
 )
 from eval.records import Entry, missing
@@ -53,6 +57,11 @@ class Family(NamedTuple):
         """The function that compares all columns, or None."""
         return getattr(self.module, "compare", None)
 
+    def metrics(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Its metrics, in the order of the tables: METRICS of the module, else those of ``failed_entries``."""
+        named = getattr(self.module, "METRICS", ())
+        return tuple(dict.fromkeys((*named, *(item["metric"] for item in self.module.failed_entries(settings)))))
+
     def enabled(self, settings: Mapping[str, Any]) -> bool:
         """Whether the settings switch it on."""
         return self.switch is None or bool(lookup(settings, self.switch))
@@ -68,6 +77,10 @@ FAMILIES: dict[str, Family] = {
     "inception_features": Family(inception_features, switch="quality.inception"),
     "copy_detector": Family(copy_detector, switch="sscd.enabled"),
     "photographs": Family(photographs, switch="photographs.enabled"),
+    "likelihood": Family(likelihood, switch="nll.draws"),
+    "inversion": Family(inversion, switch="inversion.copies"),
+    "gap": Family(gap, switch="gap.draws"),
+    "relearning": Family(relearning, switch="relearn.keys"),
 }
 """Name -> family, in the order of the report. A name is also the stream of the family's key: do not change it."""
 

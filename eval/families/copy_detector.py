@@ -7,7 +7,6 @@ injection test, so all models start from the same noises.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -211,11 +210,14 @@ def _load(context: Context) -> Detector | tuple[str, str]:
     calibrated, why_not = None, "no images were held out"
     if len(split.held_out):
         most = settings["sscd"]["calibration_images"]
-        keep, held_out = (
-            embed(split.images[some(positions, most, settings["seed"])]) for positions in (split.keep, split.held_out)
-        )
-        nearest = functools.reduce(np.maximum, ((held_out @ part.T).max(axis=1) for part in np.array_split(keep, 8)))
-        calibrated, why_not = float(np.quantile(nearest, 0.99)), None
+
+        def descriptors(positions: np.ndarray) -> np.ndarray:
+            chosen = some(positions, most, settings["seed"])
+            parts = np.array_split(chosen, -(-len(chosen) // 256))  # pictures may be large
+            return np.concatenate([embed(split.images[part]) for part in parts])
+
+        keep, held_out = descriptors(split.keep), descriptors(split.held_out)
+        calibrated, why_not = float(np.quantile((held_out @ keep.T).max(axis=1), 0.99)), None
     return Detector(embed, weights.record, embed(context.refs.forget), calibrated, why_not)
 
 

@@ -6,6 +6,7 @@ The network's weights are a file of the user. Without it every metric here is "n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from eval.records import Entry, entry, missing
 from eval.references import reference_positions
 from jaxunlearn.io.feature_weights import MissingWeights
 from jaxunlearn.io.moments_cache import MomentsKey, data_sha256, load_moments, save_moments
-from jaxunlearn.metrics.feature_moments import FeatureStream
+from jaxunlearn.metrics.feature_moments import FeatureFn, FeatureStream
 from jaxunlearn.metrics.frechet import Moments, frechet_distance, frechet_distance_rows
 from jaxunlearn.metrics.inception_score import inception_score
 from jaxunlearn.metrics.resize import CONVENTIONS, fid_inputs
@@ -72,7 +73,7 @@ def measure(column: Column, context: Context) -> None:
     settings, samples = context.settings, column.quality_samples
     try:
         stream = _stream(network.params, settings)
-        _add(stream, samples, lambda share: context.tick("Inception features", share))
+        _add(stream, samples, np.arange(len(samples)), lambda share: context.tick("Inception features", share))
         moments, rows = stream.moments(), stream.rows()
     except ValueError as error:
         column.entries += [missing(name, str(error), status="failed") for name in METRICS]
@@ -115,19 +116,15 @@ def _load(context: Context) -> Network | tuple[str, str]:
     except ValueError as error:
         return str(error), "failed"
     # In random order, because only the first rows are kept.
-    positions = reference_positions(context.split, settings["seed"])
-    images = context.split.images[np.random.default_rng([settings["seed"], 3]).permutation(positions)]
-    key = MomentsKey(settings["quality"]["convention"], weights.sha256, data_sha256(images))
-    most = min(settings["quality"]["rows"], len(images))
+    images, positions = context.split.images, reference_positions(context.split, settings["seed"])
+    positions = np.random.default_rng([settings["seed"], 3]).permutation(positions)
+    key = MomentsKey(settings["quality"]["convention"], weights.sha256, data_sha256(images, positions))
     path = None if context.cache is None else context.cache / key.file_name
     stored, refused = _stored(path, key)
     stream = _stream(params, settings)
     # Moments are stored, rows are not: with stored moments only the rows that are asked for are computed.
-    _add(
-        stream,
-        images if stored is None else images[:most],
-        lambda share: context.tick("Inception features of keep images", share),
-    )
+    needed = positions if stored is None else positions[: settings["quality"]["rows"]]
+    _add(stream, images, needed, lambda share: context.tick("Inception features of keep images", share))
     moments = stored or stream.moments()
     if stored is None and path is not None:
         save_moments(path, moments, key)
@@ -145,22 +142,25 @@ def _stored(path: pathlib.Path | None, key: MomentsKey) -> tuple[Moments | None,
         return None, str(error).replace(f"{path.parent}{os.sep}", "")
 
 
+@functools.lru_cache(maxsize=len(CONVENTIONS))
+def _features(convention: str) -> FeatureFn:
+    """The same function each time, so that all columns share one compiled program."""
+    return lambda params, pictures: inception.outputs(params, fid_inputs(pictures, convention)).features
+
+
 def _stream(params: PyTree, settings: Mapping[str, Any]) -> FeatureStream:
-    convention = settings["quality"]["convention"]
-
-    def features(params, pictures):
-        return inception.outputs(params, fid_inputs(pictures, convention)).features
-
     devices = jax.local_devices()
     mesh = make_mesh(devices) if len(devices) > 1 else None
-    rows = settings["quality"]["rows"]
-    return FeatureStream(features, params, settings["quality"]["batch_size"], mesh=mesh, keep_rows=rows)
+    options = settings["quality"]
+    feature_fn = _features(options["convention"])
+    return FeatureStream(feature_fn, params, options["batch_size"], mesh=mesh, keep_rows=options["rows"])
 
 
-def _add(stream: FeatureStream, images: np.ndarray, tick: Callable[[float], None], size: int = 1000) -> None:
-    for start in range(0, len(images), size):
-        stream.add(images[start : start + size])
-        tick(min(1.0, (start + size) / len(images)))
+def _add(stream: FeatureStream, images, positions: np.ndarray, tick: Callable[[float], None]) -> None:
+    size = max(1, min(1000, 2**28 // int(np.prod(images.shape[1:]))))
+    for start in range(0, len(positions), size):
+        stream.add(images[positions[start : start + size]])
+        tick(min(1.0, (start + size) / len(positions)))
 
 
 def _protocol(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ FEATURE_WEIGHTS: dict[str, WeightsSource] = {
         ),
         "github.com/facebookresearch/sscd-copy-detection (README)",
         "MIT",
-        ("sscd", "copy_sscd"),
+        ("sscd", "sscd_calibrated", "copy_sscd"),
         "copy_rate on pixels",
     ),
     "inception": WeightsSource(
@@ -91,7 +91,7 @@ FEATURE_WEIGHTS: dict[str, WeightsSource] = {
         ),
         "github.com/mseitzer/pytorch-fid (release fid_weights)",
         "Apache-2.0",
-        ("fid", "kid", "precision", "recall", "density", "coverage"),
+        ("fid", "kid", "precision", "recall", "density", "coverage", "inception_score_imagenet"),
         "fd_classifier, fd_pixel",
     ),
     "clip_rn50": WeightsSource(

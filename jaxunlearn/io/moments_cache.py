@@ -35,17 +35,18 @@ class MomentsKey:
         return f"moments_{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
-def data_sha256(pictures: np.ndarray) -> str:
-    """Fingerprint of pictures uint8 [N,H,W,C]; it depends on their order.
+def data_sha256(pictures: np.ndarray, positions: np.ndarray | None = None) -> str:
+    """Fingerprint of pictures uint8 [N,H,W,C], or of those at ``positions``; it depends on their order.
 
     Raises:
       TypeError: not uint8.
     """
     if pictures.dtype != np.uint8:
         raise TypeError(f"pictures must be uint8, got {pictures.dtype}")
-    total = hashlib.sha256(f"{pictures.shape}\0".encode())
-    for start in range(0, len(pictures), 1024):
-        total.update(np.ascontiguousarray(pictures[start : start + 1024]))
+    positions = np.arange(len(pictures)) if positions is None else positions
+    total = hashlib.sha256(f"{(len(positions), *pictures.shape[1:])}\0".encode())
+    for start in range(0, len(positions), 256):  # all at once may be too much memory
+        total.update(np.ascontiguousarray(pictures[positions[start : start + 256]]))
     return total.hexdigest()
 
 

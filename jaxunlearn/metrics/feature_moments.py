@@ -8,6 +8,7 @@ their order nor the number of devices changes more than the last digits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class FeatureStream:
         self, feature_fn: FeatureFn, params: PyTree, batch_size: int, *, mesh: Mesh | None = None, keep_rows: int = 0
     ):
         """Args:
-          feature_fn: the network, see :data:`FeatureFn`.
+          feature_fn: the network, see :data:`FeatureFn`; streams of the same function share one compiled program.
           params: its parameters.
           batch_size: pictures in one call; rounded up to a multiple of the number of devices.
           mesh: of one axis, over whose devices a batch is split; None: jax's default device.
@@ -76,7 +77,7 @@ class FeatureStream:
         self._batch = batch_size if mesh is None else -(-batch_size // mesh.size) * mesh.size
         self._rows = None if mesh is None else NamedSharding(mesh, P(mesh.axis_names[0]))
         self._params = params if mesh is None else jax.device_put(params, NamedSharding(mesh, P()))
-        self._program = jax.jit(lambda p, x, w: _program(feature_fn, p, x, w))
+        self._program = _compiled(feature_fn)
         self._total: MomentSum | None = None
         self._kept: list[np.ndarray] = []
         self._missing = keep_rows
@@ -124,6 +125,10 @@ class FeatureStream:
         return jnp.asarray(rows) if self._rows is None else jax.device_put(rows, self._rows)
 
 
-def _program(feature_fn: FeatureFn, params: PyTree, pictures: Array, weight: Array) -> tuple[Array, BatchSums]:
-    features = feature_fn(params, pictures)
-    return features, batch_sums(features, weight)
+@functools.lru_cache(maxsize=8)
+def _compiled(feature_fn: FeatureFn):
+    def program(params: PyTree, pictures: Array, weight: Array) -> tuple[Array, BatchSums]:
+        features = feature_fn(params, pictures)
+        return features, batch_sums(features, weight)
+
+    return jax.jit(program)

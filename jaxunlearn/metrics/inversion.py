@@ -17,12 +17,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.sampling import timesteps
 from jaxunlearn.schedule import Schedule
 from jaxunlearn.types import Array, Predict, PyTree
 
 Probe = Callable[..., Array]
 """``(params, a0 [F,H,W,C], key, cond) -> [F, shares, copies, H, W, C]``, from :func:`make_inversion_probe`."""
+
+
+def levels(schedule: Schedule, steps: int) -> np.ndarray:
+    """Timesteps evenly spaced in log_snr, int32 and rising, from 0 to the last with a trace of the image.
+
+    Evenly spaced in t the steps at small t, where a memorised image is decided, would be too long to go up and come back.
+    Equal timesteps are dropped, so there may be fewer than ``steps``.
+
+    Raises:
+      ValueError: fewer than 2 steps, or more than the schedule has.
+    """
+    if not 2 <= steps <= schedule.last_step + 1:
+        raise ValueError(f"steps must be between 2 and the schedule's {schedule.last_step + 1}, got {steps}")
+    table = schedule.alphas_cumprod[: schedule.last_step + 1]
+    rising = np.log1p(-table) - np.log(table)
+    even = np.linspace(rising[0], rising[-1], steps)
+    return np.unique(np.round(np.interp(even, rising, np.arange(len(table)))).astype(np.int32))
 
 
 def make_inversion_probe(
@@ -38,18 +54,18 @@ def make_inversion_probe(
     Args:
       predict: the model.
       schedule: its noise schedule.
-      steps: model calls on the way up, and again on the way down.
-      shares: of fresh noise in the starting noise, in [0, 1); 0 comes back the same for all copies.
+      steps: noise levels on the way up, and again on the way down, see :func:`levels`.
+      shares: of fresh noise in the starting noise, in [0, 1]; 0 comes back the same for all copies.
       copies: fresh noises for each image and share.
 
     Raises:
-      ValueError: shares outside [0, 1], no share, no copies, or more steps than the schedule has.
+      ValueError: shares outside [0, 1], no share, no copies, or as :func:`levels`.
     """
     if not len(shares) or copies < 1 or not all(0 <= share <= 1 for share in shares):
         raise ValueError(
             f"the probe needs copies >= 1 and shares in [0, 1], got {copies} copies, shares {tuple(shares)}"
         )
-    t = timesteps(schedule.last_step + 1, steps, "linspace")[::-1].copy()
+    t = levels(schedule, steps)
     ratio = np.sqrt(1 / schedule.alphas_cumprod[t] - 1)  # sigma / alpha
     alpha = np.sqrt(schedule.alphas_cumprod[t])
 

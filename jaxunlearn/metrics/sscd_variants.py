@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,10 +33,10 @@ def sscd_projected(embed_fn: EmbedFn, forget: Array, after: Array, radius: float
       radius: L2 distance on [0, 1] pixels, one number or [N].
 
     Raises:
-      ValueError: shapes that do not fit, or a radius that is not positive.
+      ValueError: shapes that do not fit, or a radius that is not positive (where it is not traced).
     """
     forget, after = _same(forget, after)
-    if np.any(np.asarray(radius) <= 0):
+    if not isinstance(radius, jax.core.Tracer) and np.any(np.asarray(radius) <= 0):
         raise ValueError(f"radius {radius}: must be positive, an L2 distance on [0, 1] pixels")
     length = _length(after - forget)
     step = jnp.asarray(radius, forget.dtype) / jnp.where(length > 0, length, 1.0)
@@ -70,7 +71,7 @@ def sscd_dissimilarity_rate(embed_fn: EmbedFn, forget: Array, after: Array) -> A
 def sscd_direction(embed_fn: EmbedFn, forget: Array, before: Array, after: Array) -> Array:
     """``cos(phi(x_u) - phi(x_o), phi(x_f) - phi(x_o))``: whether the descriptor moved to the image (1) or away (-1): [N].
 
-    0 where one of the differences is 0. A reconstruction.
+    0 where two of the images are equal. A reconstruction.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -80,7 +81,9 @@ def sscd_direction(embed_fn: EmbedFn, forget: Array, before: Array, after: Array
     origin = embed_fn(before)
     moved, wanted = embed_fn(after) - origin, embed_fn(forget) - origin
     lengths = jnp.linalg.norm(moved, axis=1) * jnp.linalg.norm(wanted, axis=1)
-    return jnp.where(lengths > 0, _dot(moved, wanted) / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    # Equal images need not have bitwise equal descriptors under jit, and rounding has a direction as well.
+    differ = (_length(after - before) > 0) & (_length(forget - before) > 0) & (lengths > 0)
+    return jnp.where(differ, _dot(moved, wanted) / jnp.where(lengths > 0, lengths, 1.0), 0.0)
 
 
 def sscd_calibrated(after: float, before: float, reference: float) -> float:

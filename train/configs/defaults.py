@@ -342,6 +342,50 @@ def defaults() -> ConfigDict:
     # Further detectors of copies among the samples: carlini, ratio, patch, ssim.
     config.eval.extraction = ConfigDict(dict(detectors=()))
 
+    # Likelihood of forget and held-out images (probability-flow ODE).
+    config.eval.nll = ConfigDict(
+        dict(
+            draws=0,  # dequantisations of each forget image; 0: no likelihood
+            images=8,  # forget images, at most
+            held_out=8,  # held-out images, at most, each dequantised once
+            probes=placeholder(int),  # random signs of the divergence; None: 16, fewer for large images
+            exact=False,  # exact divergence, for images of up to 1024 values
+            tolerance=1e-4,
+            max_steps=4096,
+        )
+    )
+
+    # How far around its own noise a forget image still comes back.
+    config.eval.inversion = ConfigDict(
+        dict(
+            copies=0,  # fresh noises of each share; 0: no such probe
+            steps=50,  # of DDIM, up and down
+            shares=(0.0, 0.3, 0.6),  # of fresh noise
+        )
+    )
+
+    # Distance to the retrained models (retrain.enabled, retrain.count of at least 2).
+    config.eval.gap = ConfigDict(
+        dict(
+            draws=0,  # noised images of each replicate; 0: no gap
+            replicates=8,  # for the standard error
+            images=64,  # forget images, at most
+        )
+    )
+
+    # How soon the forget images are learned again, against the retrained models.
+    config.eval.relearn = ConfigDict(
+        dict(
+            keys=0,  # repetitions, at least 3; 0: none
+            budget=200,  # steps, at most
+            every=5,  # steps between two looks at the loss
+            learning_rate=1e-4,  # between a tenth of that of training and all of it
+            batch_size=16,
+            images=16,  # forget images, at most
+            benign_steps=0,  # steps of training on keep images alone, after which copies are counted; 0: none
+        )
+    )
+
     # What the report says about the request that the run answers, word for word.
     config.eval.request = ConfigDict(
         dict(
