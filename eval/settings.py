@@ -52,7 +52,7 @@ DEFAULTS = {
         "tolerance": 1e-4,
         "max_steps": 4096,
     },
-    "inversion": {"copies": 0, "steps": 50, "shares": (0.0, 0.3, 0.6)},
+    "inversion": {"copies": 0, "steps": 100, "shares": (0.0, 0.3, 0.6)},
     "gap": {"draws": 0, "replicates": 8, "images": 64},
     "relearn": {
         "keys": 0,

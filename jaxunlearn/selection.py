@@ -1,8 +1,9 @@
 """Choosing a window of t and a band of frequencies from the images, the schedule and the model, without a grid search.
 
-Three curves decide: which frequencies are there at which t (:mod:`jaxunlearn.spectrum`); the loss gap, what the model knows
-of the forget images; their spectrum against that of the others, what sets them apart. :func:`choose` joins them by a fixed
-rule. This is our own design, from no paper; the thresholds are ours, and no claim of quality is made for what it proposes.
+Four curves decide: the share of the forget images among the training images, from which follows where it is decided that one
+comes out (:mod:`jaxunlearn.responsibility`), or else which frequencies are there at which t (:mod:`jaxunlearn.spectrum`); the
+loss gap, what the model knows of the forget images; their spectrum against that of the others, what sets them apart.
+:func:`choose` joins them by a fixed rule. This is our own design, from no paper; the thresholds are ours.
 """
 
 from __future__ import annotations
@@ -117,21 +118,30 @@ def apply_choice(choice: Choice, error: Error, num_steps: int, **filter_options:
 
 
 def choose_window(
-    schedule: Schedule, spectrum: RadialSpectrum, gap: LossGap | None, *, share: float = 0.8, sigmas: float = 3.0
+    schedule: Schedule,
+    spectrum: RadialSpectrum,
+    gap: LossGap | None,
+    *,
+    decided: tuple[int, int] | None = None,
+    share: float = 0.8,
+    sigmas: float = 3.0,
 ) -> tuple[tuple[int, int], list[str]]:
     """The window, and why.
 
-    1. *Where images take shape*: :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side (at
-       least 2) of the forget images come into being. Below it ascent only damages detail.
-    2. *Where the model knows them*: the shortest run of the gap's timesteps that holds ``share`` of its significant part,
-       ``gap > sigmas * error``; each timestep stands for the range up to the middle between it and the next.
-    3. The window is what both have in common; the second alone where that is less than a twentieth of T; the first alone
-       where no gap is given or none is significant; everything where there is neither.
+    1. *Where it is decided that a forget image comes out*, ``decided``. At smaller t the sample is committed, and ascent only
+       damages detail; at larger t nothing of one image is left. Where it is not given, *where images take shape*:
+       :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side come into being.
+    2. *Where the model knows them*: from the first to the last timestep with a significant gap, ``gap > sigmas * error``, if
+       ``decided`` is given; else the shortest run that holds ``share`` of it. Each timestep stands for the range up to the
+       middle between it and the next.
+    3. The window is what both have in common. Where that is less than a twentieth of T: the first if it is ``decided``, else
+       the second. Where no gap is given or none is significant: the first; everything where there is neither.
 
     Args:
       schedule: the noise schedule.
       spectrum: of the forget images.
       gap: what the model knows, or None.
+      decided: from :func:`jaxunlearn.responsibility.window_from_responsibility`, or None.
       share: of the gap that the run must hold, in (0, 1].
       sigmas: standard errors that count as significant.
 
@@ -139,26 +149,33 @@ def choose_window(
       ValueError: a gap of another form, share outside (0, 1].
     """
     num_steps = schedule.num_steps
-    try:
-        shaped = window_from_spectrum(schedule, spectrum)
-        reasons = [
-            f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 2):.3g}) in t = [{shaped[0]}, {shaped[1]})."
-        ]
-    except ValueError as error:
-        shaped, reasons = None, [f"Their spectrum gives no window: {error}."]
-    known, reason = _known_window(gap, num_steps, share, sigmas)
+    first, reason = _first_window(schedule, spectrum, decided)
+    reasons = [reason]
+    known, reason = _known_window(gap, num_steps, share if decided is None else 1.0, sigmas)
     reasons.append(reason)
     if known is None:
-        return shaped or (0, num_steps), [
-            *reasons,
-            "The window is the first." if shaped else "The window is everything.",
-        ]
-    if shaped is None:
+        return first or (0, num_steps), [*reasons, "The window is the first." if first else "The window is everything."]
+    if first is None:
         return known, [*reasons, "The window is where the model knows them."]
-    both = max(shaped[0], known[0]), min(shaped[1], known[1])
-    if both[1] - both[0] < num_steps / 20:
+    both = max(first[0], known[0]), min(first[1], known[1])
+    if both[1] - both[0] >= num_steps / 20:
+        return both, [*reasons, f"The window is what both have in common: [{both[0]}, {both[1]})."]
+    if decided is None:
         return known, [*reasons, "Both have too little in common; the window is where the model knows them."]
-    return both, [*reasons, f"The window is what both have in common: [{both[0]}, {both[1]})."]
+    return first, [*reasons, "Both have too little in common; the window is where it is decided."]
+
+
+def _first_window(schedule, spectrum, decided) -> tuple[tuple[int, int] | None, str]:
+    if decided is not None:
+        t1, t2 = (int(t) for t in decided)
+        if not 0 <= t1 < t2 <= schedule.num_steps:
+            raise ValueError(f"decided must be (t1, t2) with 0 <= t1 < t2 <= {schedule.num_steps}, got {decided}")
+        return (t1, t2), f"Among the training images it is decided in t = [{t1}, {t2}) that a forget image comes out."
+    try:
+        t1, t2 = window_from_spectrum(schedule, spectrum)
+    except ValueError as error:
+        return None, f"Their spectrum gives no window: {error}."
+    return (t1, t2), f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 2):.3g}) in t = [{t1}, {t2})."
 
 
 def _known_window(gap, num_steps, share, sigmas) -> tuple[tuple[int, int] | None, str]:
@@ -256,7 +273,14 @@ def choose_filter(
     return "band", (nyquist(inner + 0.5), nyquist(top)), reasons, difference
 
 
-def choose(schedule: Schedule, forget: np.ndarray, keep: np.ndarray, *, gap: LossGap | None = None) -> Choice:
+def choose(
+    schedule: Schedule,
+    forget: np.ndarray,
+    keep: np.ndarray,
+    *,
+    gap: LossGap | None = None,
+    decided: tuple[int, int] | None = None,
+) -> Choice:
     """A window and a filter for the forget term, by :func:`choose_window` and then :func:`choose_filter`. Deterministic.
 
     Args:
@@ -264,6 +288,7 @@ def choose(schedule: Schedule, forget: np.ndarray, keep: np.ndarray, *, gap: Los
       forget: the forget images [N,H,W,C] in the model's own range ([-1, 1], or scaled latents).
       keep: keep images [M,H,W,C]; some hundreds are enough.
       gap: from :func:`loss_gap`, or of your own; None decides without the model.
+      decided: from :func:`jaxunlearn.responsibility.window_from_responsibility`; None takes the spectrum in its place.
 
     Raises:
       ValueError: no forget images, shapes that differ, values that are not finite.
@@ -277,7 +302,7 @@ def choose(schedule: Schedule, forget: np.ndarray, keep: np.ndarray, *, gap: Los
     if not (np.all(np.isfinite(forget)) and np.all(np.isfinite(keep))):
         raise ValueError("the images must be finite")
     spectrum = radial_spectrum(forget)
-    span, reasons = choose_window(schedule, spectrum, gap)
+    span, reasons = choose_window(schedule, spectrum, gap, decided=decided)
     forget_power, count = shell_power(forget)
     keep_power = shell_power(keep).power if len(keep) else np.zeros((0, len(count)))
     try:

@@ -96,7 +96,7 @@ class Measured:
     def loss(self, name):
         key = jax.random.key(0)
         arguments = (self.rows, self.model(name), self.images[:1], key)
-        return denoising_loss.denoising_loss(*arguments, t=(50, 100, 200), noises=256)[0]
+        return denoising_loss.denoising_loss(*arguments, t=(50, 100, 200), noises=512)[0]
 
     def injected(self, name):
         """L2 distance at t = 100 and 250."""
@@ -123,20 +123,25 @@ def measured():
 @pytest.mark.slow
 def test_a_dimmed_memory_passes_extraction_injection_and_loss_but_not_the_gap(x64, measured):
     loss, injected = ({n: f(n) for n in WEIGHTS} for f in (measured.loss, measured.injected))
-    # Rows of the table: losses at t = 50, 100, 200, injection distance at t = 100, 250.
-    np.testing.assert_allclose(loss["duplicated"], [0, 0.003, 0.73], rtol=0.4, atol=0.005)
-    np.testing.assert_allclose(loss["once"], [0, 0.21, 2.13], rtol=0.25, atol=0.01)
-    np.testing.assert_allclose(loss["dimmed"], [0, 21.53, 4.079], rtol=0.1, atol=0.01)
-    np.testing.assert_allclose(loss["retrained"], [79.6, 21.56, 4.079], rtol=0.1)
-    np.testing.assert_allclose(injected["duplicated"], [0.03, 0.94], rtol=0.3, atol=0.01)
-    np.testing.assert_allclose(injected["retrained"], [1.80, 2.49], rtol=0.1)
+    # Losses at t = 50, 100, 200: with 4,500 noises .125 / 1.25 at weight 12, .52 / 3.30 at 1; few of them make up the mean.
+    np.testing.assert_allclose(loss["duplicated"], [0, 0.125, 1.25], rtol=0.3, atol=0.15)
+    np.testing.assert_allclose(loss["once"], [0, 0.52, 3.30], rtol=0.2, atol=0.25)
+    np.testing.assert_allclose(loss["retrained"], [84.5, 22.3, 5.18], rtol=0.08)
+    # At t = 50 the retrained model takes the image for its nearest neighbour, at a squared distance of 162 / 64.
+    alpha, sigma = oracle.alpha_sigma(TABLE, 50)
+    assert loss["retrained"][0] == pytest.approx(162 / 64 * (alpha / sigma) ** 2, rel=0.05)
+    assert np.all(
+        np.diff([loss[name] for name in WEIGHTS], axis=0)[:, 1:] > -1e-9
+    )  # the same noises: it rises row by row
+    np.testing.assert_allclose(injected["duplicated"], [0.025, 1.57], rtol=0.3, atol=0.02)
+    np.testing.assert_allclose(injected["retrained"], [1.81, 2.68], rtol=0.05)
     assert measured.hits("duplicated") == pytest.approx(12, abs=8)  # 600 * 12 / 611
     # Extraction, injection and the loss at t = 200 cannot tell the dimmed memory from the retrained model.
     assert measured.hits("dimmed") == measured.hits("retrained") == 0
     np.testing.assert_allclose(injected["dimmed"], injected["retrained"], rtol=0.01)
     assert loss["dimmed"][2] == pytest.approx(loss["retrained"][2], rel=1e-4)
     # The loss at t = 50 and the gap can. The floor is that of a retrained model with other weights of keep.
-    assert loss["dimmed"][0] < 0.01 * loss["retrained"][0]
+    assert loss["dimmed"][0] < 0.03 * loss["retrained"][0]
     keep = np.concatenate([[0.0], np.random.default_rng(1).uniform(0.5, 1.5, 599)])
     found = measured.gaps([measured.model("dimmed"), measured.model("retrained"), weighted_set(measured.images, keep)])
     floor = gap.floor(found, (1, 2))

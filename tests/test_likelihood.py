@@ -11,9 +11,12 @@ import pytest
 
 from jaxunlearn import likelihood, schedule
 from jaxunlearn.closed_form import log_density, make_predict, weighted_set
+from jaxunlearn.io import diffusers
 from jaxunlearn.likelihood import log_likelihood, rademacher_probes
 from jaxunlearn.metrics import nll
+from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet import sinusoid
+from jaxunlearn.models.unet2d_config import UNet2DConfig
 from tests import oracle
 
 SCHEDULE = schedule.linear(1000)
@@ -277,3 +280,33 @@ def test_embeddings_take_floating_times():
     np.testing.assert_array_equal(sinusoid(t, 8, True, 0), sinusoid(t.astype(jnp.float32), 8, True, 0))
     half = sinusoid(jnp.array([3.5]), 8, True, 0)
     assert not np.allclose(half, sinusoid(jnp.array([3.0]), 8, True, 0), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_unet_has_the_same_likelihood_by_both_modes():
+    config = {
+        "sample_size": 4,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+    }
+    scheduler = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+    config = UNet2DConfig.from_dict(config)
+    model = diffusers.new(config, init_params(config, 0), scheduler)
+    x, t = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.array([3.0, 500.5])
+    fast, plain = (f(model.params, x, t) for f in (model.predict, model.predict_forward_mode))
+    np.testing.assert_allclose(fast, plain, atol=2e-5)
+    probes = rademacher_probes(jax.random.key(0), 2, 3, (4, 4, 1))
+    values = [
+        log_likelihood(predict, model.params, x, model.schedule, probes=probes, rtol=1e-3, atol=1e-3, mode=mode).log_p
+        for predict, mode in ((model.predict_forward_mode, "forward"), (model.predict, "reverse"))
+    ]
+    # In single precision rounding may change a step: within the tolerance's own error, in nats.
+    np.testing.assert_allclose(values[0], values[1], atol=10 * 1e-3 * 16 * np.log(2))
+    with pytest.raises(ValueError, match="no forward mode"):
+        log_likelihood(model.predict, model.params, x, model.schedule, probes=probes)

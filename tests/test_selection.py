@@ -262,6 +262,20 @@ def test_the_window_is_where_images_take_shape_and_the_model_knows_them():
     assert choose_window(SCHEDULE, spectrum, gap_of(equal), share=0.5)[0] == (312, 375)
 
 
+def test_the_window_in_which_it_is_decided_takes_the_place_of_the_spectrum():
+    spectrum = power_law()
+    # All that is known counts, however little of the gap lies there.
+    known = np.where(T16 < 600, 0.1, 0.0) + np.where(T16 < 200, 0.8, 0.0)
+    span, reasons = choose_window(SCHEDULE, spectrum, gap_of(known), decided=(400, 900))
+    assert span == (400, 625)
+    assert "decided in t = [400, 900)" in reasons[0]
+    for gap in (None, gap_of(np.zeros(16)), gap_of(np.where(T16 < 100, 0.5, 0.0))):
+        assert choose_window(SCHEDULE, spectrum, gap, decided=(400, 900))[0] == (400, 900)
+    for bad in ((5, 5), (-1, 5), (0, 1001)):
+        with pytest.raises(ValueError, match="decided must be"):
+            choose_window(SCHEDULE, spectrum, None, decided=bad)
+
+
 def test_windows_without_evidence():
     spectrum = power_law()
     for gap in (None, gap_of(np.zeros(16)), gap_of(np.full(16, 0.02)), gap_of(np.full(16, -0.5))):

@@ -99,16 +99,6 @@ def _gap(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Ca
     )
 
 
-def auto(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]) -> Proposal:
-    """:func:`jaxunlearn.selection.choose` with the loss gap of the model."""
-    split = examples.split
-    forget = _some(distinct(split.forget, examples)[0], FORGET_IMAGES, config, "select/forget")
-    keep = _some(split.keep, KEEP_IMAGES, config, "select/keep")
-    gap, measured = _gap(config, model, examples, poll)
-    choice = selection.choose(model.schedule, examples.points(forget), examples.points(keep), gap=gap)
-    return Proposal(*choice[:4], (*choice.reasons, measured), choice.curves)
-
-
 def spectrum(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]) -> Proposal:
     """Where the forget images take shape, and at each t a low-pass filter up to what the noise leaves of them.
 
@@ -193,6 +183,30 @@ def by_responsibility(
         "Pixel distances overstate what a network resolves: the window is an upper end. The rule chooses no filter.",
     )
     return Proposal((t1, t2), "none", "ideal", None, reasons, {"share": share})
+
+
+def _decided(
+    config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]
+) -> tuple[tuple[int, int] | None, str, dict[str, np.ndarray]]:
+    """Where it is decided that a forget image comes out, how that was found, and the curve; None where it cannot be told."""
+    try:
+        share = share_of_forget(config, model, examples, poll)
+        window = window_from_responsibility(share).window
+    except ValueError as error:
+        return None, f"Where it is decided cannot be told from the training images: {error}.", {}
+    return window, "Pixel distances overstate what a network resolves: this window is an upper end.", {"share": share}
+
+
+def auto(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]) -> Proposal:
+    """:func:`jaxunlearn.selection.choose` with the share of the forget images and the loss gap of the model."""
+    split = examples.split
+    forget = _some(distinct(split.forget, examples)[0], FORGET_IMAGES, config, "select/forget")
+    keep = _some(split.keep, KEEP_IMAGES, config, "select/keep")
+    decided, how, curves = _decided(config, model, examples, poll)
+    gap, measured = _gap(config, model, examples, poll)
+    points = examples.points(forget), examples.points(keep)
+    choice = selection.choose(model.schedule, *points, gap=gap, decided=decided)
+    return Proposal(*choice[:4], (*choice.reasons, how, measured), {**choice.curves, **curves})
 
 
 RULES = {"auto": auto, "spectrum": spectrum, "responsibility": by_responsibility}

@@ -97,8 +97,8 @@ class SeedStudy:
 
     @functools.cached_property
     def before(self) -> dict[str, Any]:
-        """The row of the starting model."""
-        return self._kept("before", {}, lambda: self._figures(self.models.base.params))
+        """The row of the starting model, whose forget level is 0 by definition: it asks for no retrained model."""
+        return self._kept("before", {}, lambda: {**self._figures(self.models.base.params, False), "forget_level": 0.0})
 
     @functools.cached_property
     def retrained(self) -> dict[str, Any]:

@@ -46,7 +46,12 @@ def measure(column: Column, context: Context) -> None:
         distance[place] = np.sqrt(np.mean((pictures - targets[place]) ** 2, axis=(-3, -2, -1)))
         context.tick("inversion", (place + 1) / len(targets))
     column.arrays[METRIC] = distance
-    common = {"sampler": "ddim, up and down", "steps": options["steps"], "levels": "even in log_snr", "copies": options["copies"]}
+    common = {
+        "sampler": "ddim, up and down, levels even in log_snr",
+        "steps": options["steps"],
+        "start": "its own noise, scaled to the length of fresh noise and mixed with it",
+        "copies": options["copies"],
+    }
     for place, share in enumerate(options["shares"]):
         single = len(targets) == 1
         subjects = distance[0, place] if single else distance[:, place].mean(axis=1)

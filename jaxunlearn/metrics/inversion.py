@@ -1,12 +1,12 @@
 """The inversion probe: how wide the valley is that leads to a forget image.
 
 DDIM runs backwards as well (Song et al. 2021, arXiv 2010.02502, section 4.3): the image becomes the noise z* that the model
-makes it from. Mixed with fresh noise, ``z = sqrt(1 - share^2) z* + share xi``, it is sampled again. A memorised image comes
-back from far around z*; one that was never seen does not. Share 0 is the plain reconstruction, which almost every model can
-do: it shows that the inversion works, not that the image is remembered.
+makes it from. Such noise of a memorised image is no ordinary one (too short, or too long), so it is scaled to the length of
+fresh noise, sqrt(D), and mixed with it, ``z = sqrt(1 - share^2) z* + share xi``. Sampled again, a memorised image comes back
+from far around z*; one that was never seen does not.
 
-The measure is the distance between the image and what comes back, against that of retrained models. The choice of the mixture
-is our own.
+The measure is the distance between the image and what comes back, against that of retrained models. Scaling and mixture are
+our own design.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_inversion_probe(
     predict: Predict,
     schedule: Schedule,
     *,
-    steps: int = 50,
+    steps: int = 100,
     shares: Sequence[float] = (0.0, 0.3, 0.6),
     copies: int = 4,
 ) -> Probe:
@@ -86,7 +86,7 @@ def make_inversion_probe(
         count, last = len(a0), len(t) - 1
         # Up: the eps of each level leads to the next; the image itself is taken for the first level.
         y = move(params, a0, cond, np.concatenate([[0], np.arange(last)]), 0.0, ratio)
-        z = y / ratio[-1]
+        z = y / jnp.sqrt(jnp.mean(y**2, axis=tuple(range(1, y.ndim)), keepdims=True))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
         fresh = jax.vmap(lambda k: jax.random.normal(k, (copies, *a0.shape[1:]), a0.dtype))(keys)
         share = jnp.asarray(shares, a0.dtype).reshape(-1, *(1,) * a0.ndim)

@@ -359,7 +359,7 @@ def defaults() -> ConfigDict:
     config.eval.inversion = ConfigDict(
         dict(
             copies=0,  # fresh noises of each share; 0: no such probe
-            steps=50,  # of DDIM, up and down
+            steps=100,  # of DDIM, up and down
             shares=(0.0, 0.3, 0.6),  # of fresh noise
         )
     )
