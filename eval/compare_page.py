@@ -40,6 +40,8 @@ COLUMNS: dict[str, tuple[str, Shown]] = {
 }
 """Key of a row -> heading, and how a value is written."""
 
+FRONT = ' <span class="badge pass">front</span>'
+
 
 def _used(comparison: Mapping[str, Any]) -> list[str]:
     """Columns in which some run has a value."""
@@ -106,6 +108,3 @@ def page(comparison: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]
         + "</section>",
     ]
     return document("Comparison of unlearning runs", sections)
-
-
-FRONT = ' <span class="badge pass">front</span>'

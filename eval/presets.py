@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "membership.scores": ("sima",),
     },
     "standard": {
-        "num_samples": 10_000,
+        "num_samples": 5000,
         "injection_t": (50, 100, 250, 500, 750),
         "injection_copies": 16,
         "injection_images": 10_000,

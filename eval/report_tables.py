@@ -13,7 +13,7 @@ from eval.wording import FAMILY_TITLES, SHARES, number, title
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.metrics.entries import columns_of
 
-ROW_KEYS = ("t", "score", "compared_with", "prompts", "direction", "mode", "statistic")
+ROW_KEYS = ("t", "share", "compared_with", "prompts", "direction", "statistic")
 """Keys of a protocol that make rows of their own."""
 
 
@@ -98,16 +98,18 @@ def _suffix(key: str, value: Any) -> str:
         return "" if value == THE_IMAGE else ", as the autoencoder returns it"
     if key == "prompts":
         return f", {value} prompts"
+    if key == "share":
+        return f", {100 * value:.0f}&nbsp;% fresh noise"
     return f", t&nbsp;=&nbsp;{value}" if key == "t" else f", {html.escape(str(value))}"
 
 
 def _protocols(report, columns, metric: str, names: list[str]) -> list[dict[str, Any]]:
-    """One row per t, score, target of comparison and set of prompts, for metrics that have them."""
+    """One row for each value of :data:`ROW_KEYS` that the metric has."""
     two = report["text"] is not None and report["text"]["keep_prompts"] is not None
     found: dict[tuple, dict[str, Any]] = {}
     for entry in (e for name in names for e in columns[name] if e["metric"] == metric):
         protocol = {key: entry["protocol"][key] for key in ROW_KEYS if key in entry["protocol"]}
-        protocol = {key: value for key, value in protocol.items() if isinstance(value, int | str)}
+        protocol = {key: value for key, value in protocol.items() if isinstance(value, int | float | str)}
         if not two:
             protocol.pop("prompts", None)
         found.setdefault(tuple(protocol.items()), protocol)

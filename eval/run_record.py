@@ -54,10 +54,8 @@ def selection_record(root: pathlib.Path) -> dict[str, Any] | None:
 def git_revision(root: pathlib.Path) -> str | None:
     """The revision that the run was made with, as it noted itself."""
     found = read_json(root / "environment.json") or {}
-    for name in ("git", "git_revision", "revision"):
-        if isinstance(found.get(name), str):
-            return found[name]
-    return None
+    revision = found.get("git_revision")
+    return revision if isinstance(revision, str) else None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:

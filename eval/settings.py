@@ -9,11 +9,10 @@ from typing import Any
 
 from eval.presets import PRESETS
 from jaxunlearn.io.feature_weights import FEATURE_WEIGHTS
+from jaxunlearn.metrics import COPY_DETECTORS, MEMBERSHIP_SCORES
 from jaxunlearn.metrics.resize import CONVENTIONS, SSCD_CONVENTIONS
 from jaxunlearn.registry import unknown_name
 
-SCORES = ("loss_t", "secmi", "pia", "pian", "sima", "clid", "quantile", "ulira")
-DETECTORS = ("carlini", "ratio", "patch", "ssim")
 DEFAULTS = {
     "preset": None,
     "num_samples": 2000,
@@ -41,7 +40,13 @@ DEFAULTS = {
     "weights": {"folder": None, "allow_unpinned": ()},
     "membership": {"scores": (), "noise_norm_images": 0},
     "extraction": {"detectors": ()},
-    "sscd": {"enabled": False, "convention": "short288", "batch_size": 16, "calibration_images": 2000},
+    "sscd": {
+        "enabled": False,
+        "variants": False,
+        "convention": "short288",
+        "batch_size": 16,
+        "calibration_images": 2000,
+    },
     "photographs": {"enabled": False, "force": False, "samples": 1000, "keep_images": 1000, "batch_size": 16},
     "nll": {
         "draws": 0,
@@ -138,8 +143,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, tuple | list) and all(name in FEATURE_WEIGHTS for name in v),
         f"names of weights that may come from another file than the public one: {', '.join(FEATURE_WEIGHTS)}",
     ),
-    "sscd": (lambda v: isinstance(v, Mapping), "a group with enabled, convention, batch_size and calibration_images"),
+    "sscd": (lambda v: isinstance(v, Mapping), "a group with enabled, variants, convention, batch_size, ..."),
     "sscd.enabled": (lambda value: isinstance(value, bool), "True or False; needs its weights"),
+    "sscd.variants": (lambda value: isinstance(value, bool), "True or False; needs the same weights"),
     "sscd.convention": (lambda value: value in SSCD_CONVENTIONS, f"one of {', '.join(SSCD_CONVENTIONS)}"),
     "sscd.batch_size": (_whole(1), "a whole number of at least 1"),
     "sscd.calibration_images": (_whole(1), "a whole number of at least 1"),
@@ -153,10 +159,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "photographs.keep_images": (_whole(1), "a whole number of at least 1"),
     "photographs.batch_size": (_whole(1), "a whole number of at least 1"),
     "membership": (lambda v: isinstance(v, Mapping), "a group with scores and noise_norm_images"),
-    "membership.scores": _names(SCORES),
+    "membership.scores": _names(MEMBERSHIP_SCORES),
     "membership.noise_norm_images": (_whole(0), "a whole number of at least 0; models of text only"),
     "extraction": (lambda v: isinstance(v, Mapping), "a group with detectors"),
-    "extraction.detectors": _names(DETECTORS),
+    "extraction.detectors": _names(COPY_DETECTORS),
     "nll": (lambda v: isinstance(v, Mapping), "a group with draws, images, held_out, probes, exact, tolerance, ..."),
     "nll.draws": (_whole(0), "a whole number of at least 0; dequantisations of each forget image, 0 switches it off"),
     "nll.images": (_whole(1), "a whole number of at least 1"),

@@ -15,7 +15,7 @@ MARKERS = {"before": ("X", 110), "after": ("o", 110), "retrained": ("*", 260)}
 TRAJECTORIES = {
     "eval/forget_level": ("forget level", "forget level (1: as retrained)", COLOURS["before"]),
     "eval/keep_ratio": ("keep loss over that of the start", "keep loss / start", COLOURS["after"]),
-    "eval/copies": ("copies among samples", "share of samples", COLOURS["before"]),
+    "eval/copies": ("copies among samples", "number of copies", COLOURS["before"]),
     "eval/fd": ("Frechet distance", "Frechet distance", COLOURS["retrained"]),
 }
 """Key of metrics.jsonl -> title, y axis, colour."""

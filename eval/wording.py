@@ -59,6 +59,20 @@ TITLES = {
     "copy_sscd": "Copies among samples by SSCD",
     "clip_iqa": "CLIP-IQA",
     "aesthetic": "Aesthetic score",
+    "sscd_projected": "Injection: SSCD similarity at a fixed distance towards the output",
+    "sscd_dissimilarity_rate": "Injection: SSCD dissimilarity per distance moved",
+    "sscd_direction": "Injection: direction of the SSCD descriptor's move",
+    "nll_bpd_uniform_deq": "Negative log-likelihood, forget images",
+    "nll_latent": "Negative log-likelihood, latents of forget images",
+    "nll_held_out": "Negative log-likelihood, held-out images",
+    "inversion_distance": "Inversion: distance to the forget image",
+    "gap_kl_forget": "Distance to retrained models near the forget images",
+    "elbo_gap": "Likelihood of the forget images over that under retrained models",
+    "gap_kl_samples": "Distance to retrained models at the model's own samples",
+    "relearn_steps": "Steps until the forget images are learned again",
+    "relearn_ratio": "Relearning ratio (1 as after retraining, 0 at once)",
+    "relearn_benign": "Forget loss after training on keep images, over that of retrained models",
+    "benign_copy_rate": "Copies among samples after training on keep images",
     "sharpness": "Sharpness (variance of the Laplacian)",
     "total_variation": "Total variation",
     "high_band_energy": "Energy above half the Nyquist frequency",
@@ -74,6 +88,11 @@ FAMILY_TITLES = {
     "classifier_features": "Quality on features of the run's classifier",
     "inception_features": "Quality on Inception features",
     "copy_detector": "SSCD, the copy detector",
+    "sscd_variants": "Variants of the SSCD similarity (reconstructions)",
+    "likelihood": "Likelihood",
+    "inversion": "Inversion: what comes back from around its own noise",
+    "gap": "Distance to retrained models",
+    "relearning": "Relearning: how soon the images come back",
 }
 """Family of metrics -> title of its table."""
 
@@ -83,7 +102,17 @@ def title(metric: str) -> str:
     return TITLES.get(metric) or METRICS[metric].description
 
 
-SHARES = ("copy_rate", "copy_rate_strict", "injection_copies", "copy_carlini", "copy_ratio", "copy_patch", "copy_ssim")
+SHARES = (
+    "copy_rate",
+    "copy_rate_strict",
+    "injection_copies",
+    "copy_carlini",
+    "copy_ratio",
+    "copy_patch",
+    "copy_ssim",
+    "copy_sscd",
+    "benign_copy_rate",
+)
 """Metrics that are printed in percent."""
 
 
@@ -195,8 +224,9 @@ def limitations(
         "A dimmed memory can pass the counts and the tests at large t; look at the smallest t of injection and loss.",
         "A forget loss above the level of a retrained model is a trace of its own, not better forgetting.",
         "The rank of a forget image has no absolute meaning; compare it with a retrained model.",
-        "Frechet distances and scores are those of a small classifier trained in this run, or of pixels. They compare "
-        "the columns of this report and nothing else. The distance is biased upward for few samples.",
+        "Distances and scores of classifier features are those of a small classifier trained in this run. They and the "
+        "distance of pixels compare the columns of this report and nothing else. Frechet distances are biased upward for "
+        "few samples.",
         "Thresholds of the verdicts are this project's own and were fixed before the run.",
     ]
     if refs.round_trip is not None:

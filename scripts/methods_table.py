@@ -56,8 +56,22 @@ def configuration(variant: str, overrides: Mapping[str, Any]):
     return load_config(f"{CONFIGS / 'digits.py'}:{variant}", overrides)
 
 
-def summary(method: str, rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], settings: str) -> list[str]:
-    """One line of the table from the rows of all seeds."""
+def passes(method: str, settings: Mapping[str, Any]) -> str:
+    """Forward and backward passes of a step; the keep term of `dpo` is one more backward pass.
+
+    >>> passes("naive", {}), passes("dpo", {"keep_term": True})
+    ('1F 1B', "2F 2F' 3B")
+    """
+    from jaxunlearn.methods import METHODS
+
+    own = METHODS[method].passes
+    return own.replace("2B", "3B") if settings.get("keep_term") else own
+
+
+def summary(
+    method: str, rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], settings: Mapping[str, Any]
+) -> list[str]:
+    """One line of the table from the rows of all seeds; `settings` is what the preset changes."""
     from jaxunlearn.methods import METHODS
     from train.study_tables import joint_verdict, mean_sd
 
@@ -73,10 +87,10 @@ def summary(method: str, rows: Sequence[Mapping[str, Any]], seconds: Mapping[str
         over_seeds("forget_level"),
         over_seeds("fd_ratio"),
         over_seeds("keep_ratio", 3),
-        METHODS[method].passes if known else "",
+        passes(method, settings) if known else "",
         time if known else "",
         joint_verdict(rows) if known else "",
-        settings,
+        ", ".join(f"{key}={value}" for key, value in settings.items()),
     ]
 
 
@@ -150,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in reasons:
             lines.append(not_run(name, reasons[name]))
             continue
-        changed = PRESETS.get(name, {}) if name in configs else {}
-        lines.append(summary(name, rows[name], seconds, ", ".join(f"{k}={v}" for k, v in changed.items())))
+        lines.append(summary(name, rows[name], seconds, _shown(PRESETS.get(name, {}))))
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
     unlearn = base.unlearn
     naive = f", a step of naive takes {1e3 * seconds['naive']:.1f} ms" if "naive" in seconds else ""
@@ -180,10 +193,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _complete(config, models):
-    """The configuration with what only this study can give: the checkpoints of its own base training."""
+    """The configuration with what only this study can give: checkpoints of its base training, caps of its retrained model."""
     if config.unlearn.method == "vdu_style" and not config.unlearn.checkpoints:
         config.unlearn.checkpoints = models.checkpoints
+        config.unlearn.anchor = "checkpoint_var" if models.checkpoints else config.unlearn.anchor
+    if config.unlearn.method == "clamped":
+        config.unlearn.cap = None  # a table over t, measured on this seed's retrained model
     return config
+
+
+def _shown(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a preset the study keeps: caps and checkpoints are its own."""
+    return {key: value for key, value in preset.items() if key not in ("cap", "anchor")}
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 STRENGTHS = {
-    "siss": ("combine.rho", (0.025, 0.05, 0.1, 0.2, 0.4)),
-    "npo": ("combine.forget", (0.05, 0.1, 0.2, 0.5, 1.0)),
-    "simnpo": ("combine.forget", (0.05, 0.1, 0.2, 0.5, 1.0)),
+    "siss": ("combine.rho", (0.025, 0.05, 0.1, 0.2, 0.4), {}),
+    "npo": ("combine.forget", (0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
+    "simnpo": ("combine.forget", (0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
 }
-"""Method -> the key below `unlearn` that is its strength, and the values that are tried."""
+"""Method -> the key below `unlearn` that is its strength, the values that are tried, and further settings of it."""
 RULES = ("auto", "spectrum", "responsibility")
 HEADER = ("selection", "which", "enough forgotten", "strength", "copies", "Frechet ratio", "keep loss ratio")
 
@@ -186,8 +186,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         before.append(study.before)
         num_steps = models.base.schedule.num_steps
         for method in arguments.methods:
-            key, strengths = STRENGTHS[method]
-            own = load_config(arguments.config, overrides | {"unlearn.method": method, "unlearn.combine.name": ""})
+            key, strengths, further = STRENGTHS[method]
+            settings = {"method": method, "combine.name": "", **further}
+            own = load_config(arguments.config, {f"unlearn.{k}": v for k, v in settings.items()} | overrides)
             own.seed = seed
             # The level that NPO asks for is measured for every selection.
             program = SweepProgram(own, models.base, models.examples, models.mesh, Start(level=1.0))

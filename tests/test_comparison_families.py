@@ -97,6 +97,7 @@ def columns_of(found):
     return out
 
 
+@pytest.mark.slow
 def test_gap_has_a_floor_and_sees_what_is_left(images):
     found = contexts(images, before=12.0, after=1e-2, retrained=0.0, retrained_2=0.0)
     columns = columns_of(found)
@@ -116,6 +117,7 @@ def test_gap_has_a_floor_and_sees_what_is_left(images):
         assert [item["metric"] for item in columns[name].entries] == list(gap.METRICS)
 
 
+@pytest.mark.slow
 def test_gap_without_enough_retrained_models_says_so(images):
     found = contexts(images, before=12.0, after=1e-2, retrained=0.0)
     columns = columns_of(found)
@@ -139,6 +141,7 @@ def test_gap_without_enough_retrained_models_says_so(images):
     assert [item["status"] for item in columns["before"].entries] == ["failed"] * 3
 
 
+@pytest.mark.slow
 def test_relearning_and_benign_training(images):
     found = contexts(images, before=12.0, after=0.5, retrained=1e-4, retrained_2=1e-4)
     columns = columns_of(found)
@@ -157,6 +160,7 @@ def test_relearning_and_benign_training(images):
     assert columns["after"].arrays["relearn_losses"].shape[:2] == (3, 2)
 
 
+@pytest.mark.slow
 def test_relearning_without_retrained_models_or_of_a_broken_model(images):
     found = contexts(images, before=12.0, after=0.5)
     columns = {name: Column([]) for name in found}

@@ -47,6 +47,7 @@ def pictures():
     return np.random.default_rng(0).integers(0, 256, (4, 8, 4, 1), np.uint8)
 
 
+@pytest.mark.slow
 def test_encode_gives_scaled_mean_and_spread(space, params, pictures):
     mean, std = space.encode(pictures)
     assert mean.dtype == std.dtype == np.float32
@@ -59,6 +60,7 @@ def test_encode_gives_scaled_mean_and_spread(space, params, pictures):
     np.testing.assert_allclose(again, mean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decode_takes_scaled_latents(space, params):
     z = np.random.default_rng(1).standard_normal((4, 4, 2, 2))
     out = space.decode(z)

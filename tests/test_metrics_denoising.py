@@ -55,6 +55,7 @@ def test_a_model_that_answers_zero_has_the_loss_of_the_noise(images):
     assert values.mean() == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 def test_loss_does_not_depend_on_the_batch_or_on_the_other_images(images):
     predict = memory(images[:2])
     whole = loss(predict, images, batch_size=1000)
@@ -110,6 +111,7 @@ def ancestral(predict, t_max):
     return jax.jit(sampling.ancestral_chain(lambda p, x, t, c: predict(p, x, t), SCHEDULE, config, t_max))
 
 
+@pytest.mark.slow
 def test_chain_equals_the_sampler_from_any_start(images):
     predict = memory(images)
     chain = ancestral(predict, 60)
@@ -123,6 +125,7 @@ def test_chain_equals_the_sampler_from_any_start(images):
     assert chain._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_memory_returns_its_images_and_another_memory_does_not(images):
     def results(predict):
         chain = ancestral(predict, 100)

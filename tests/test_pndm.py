@@ -153,6 +153,7 @@ def test_models_that_pndm_cannot_walk():
     assert all(np.all(np.isfinite(values)) for values in table.values())
 
 
+@pytest.mark.slow
 def test_jit_grad_and_devices():
     steps = trajectory(SD.schedule, SD.sampler, 6)
     x = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))

@@ -83,6 +83,7 @@ def test_a_trial_takes_every_step_and_logs_it(first_run, models):
     assert 0 < max(apart) < 0.1
 
 
+@pytest.mark.slow
 def test_a_broken_step_ends_a_run(models):
     """Steps without a model: the loss of step n is n, until it is not a number."""
 
@@ -120,6 +121,7 @@ def test_a_row_is_kept_and_made_anew_for_other_settings(models, tmp_path, monkey
         SeedStudy(models, tmp_path, JUDGING).row("siss", configured(unlearn__combine__rho=0.2))
 
 
+@pytest.mark.slow
 def test_levels_are_zero_before_and_one_after_retraining(models, tmp_path):
     study = SeedStudy(models, tmp_path, JUDGING)
     # Two untrained models may have the forget images at the same loss, so the target is lifted above the start.

@@ -94,6 +94,7 @@ def test_golden(name):
     check_golden(name, golden.CASES, UNet2DConfig, UNet2D, gradients=name == "scale_shift")
 
 
+@pytest.mark.slow
 def test_fast_and_textbook_forms_are_one_function(one_level, x64):
     module, params = one_level
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)

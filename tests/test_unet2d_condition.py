@@ -59,6 +59,7 @@ def test_golden(name):
     check_golden(name, cases, UNet2DConditionConfig, UNet2DCondition, gradients=name == "condition_sd2")
 
 
+@pytest.mark.slow
 def test_fast_and_textbook_forms_are_one_function(model, x64):
     module, params = model
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
@@ -117,6 +118,7 @@ UNCONDITIONAL = UNet2DConfig(
 CONDITIONAL = UNet2DConditionConfig(**ONE_LEVEL, dropout=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONDITIONAL, UNCONDITIONAL], ids=["conditional", "unconditional"])
 def test_remat_needs_less_memory_for_the_same_gradients(config):
     """On CPU only a schedule that minds memory shows it; the tree of parameters and the dropout masks are the same."""

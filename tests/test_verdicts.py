@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from eval.records import entry, missing
-from jaxunlearn.metrics.verdicts import REQUIRED, judge, overall
+from jaxunlearn.metrics.verdicts import REQUIRED, THRESHOLDS, judge, next_one, overall
 from tests.report_example import column, make_columns, rate
 
 
@@ -90,9 +91,27 @@ def test_relearning_has_two_sides(ratio, expected):
     assert state("relearn", with_entries(make_columns(2), plain("relearn_ratio", ratio))) == expected
 
 
+@pytest.mark.parametrize(
+    ("bound", "ratio", "expected"),
+    [
+        ("exact", 1.0, "pass"),
+        ("lower", 1.0, "inconclusive"),  # the model was not back within the budget: at least 1
+        ("lower", 2.5, "fail"),
+        ("lower", 0.4, "inconclusive"),
+        ("upper", 0.4, "fail"),  # a retrained model was not back: at most 0.4
+        ("upper", 1.0, "inconclusive"),
+        ("upper", 2.5, "inconclusive"),
+    ],
+)
+def test_a_bound_of_the_relearning_decides_on_its_own_side_alone(bound, ratio, expected):
+    assert state("relearn", with_entries(make_columns(2), plain("relearn_ratio", ratio, bound=bound))) == expected
+
+
 def test_the_level_is_an_equivalence_test_with_the_spread_of_retrained_models():
-    # Retrained losses .50 and .51: mean .505, sd .00707, margin .01414; injection .40 and .41 alike.
-    for loss, expected in ((0.505, "pass"), (0.518, "pass"), (0.52, "fail"), (0.49, "fail")):
+    # Retrained losses .50 and .51: mean .505, sd .00707, margin .01414; injection .40 and .41 alike. One more retrained
+    # model is expected within t(0.975, 1) sqrt(1 + 1/2) = 12.71 x 1.2247 = 15.56 sd = .110.
+    levels = ((0.505, "pass"), (0.518, "pass"), (0.52, "inconclusive"), (0.614, "inconclusive"), (0.616, "fail"))
+    for loss, expected in (*levels, (0.394, "fail"), (0.49, "inconclusive")):
         columns = make_columns(2, loss_forget=loss, injection=0.405)
         assert state("level", columns) == expected, loss
     wide = make_columns(2, loss_forget=0.518, injection=0.405)
@@ -100,6 +119,17 @@ def test_the_level_is_an_equivalence_test_with_the_spread_of_retrained_models():
     wide["after"] = [{**e, "ci": interval} if e["metric"] == "loss_forget" else e for e in wide["after"]]
     assert state("level", wide) == "inconclusive"  # .013 + 1.645 * .01 > .0141, .013 - .01645 < .0141
     assert state("level", make_columns(1)) == "not_run"
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_further_retrained_model_seldom_fails_the_level(count):
+    """However few set the yardstick: 5 % of normal levels, where two standard deviations alone would be up to 35 %."""
+    rng = np.random.default_rng(count)
+    levels = rng.normal(size=(20_000, count + 1))
+    distance = np.abs(levels[:, 0] - levels[:, 1:].mean(axis=1)) / levels[:, 1:].std(axis=1, ddof=1)
+    failed = np.mean(distance > next_one(count, THRESHOLDS["level_fail_confidence"]))
+    assert abs(failed - 0.05) < 0.005
+    assert np.mean(distance > THRESHOLDS["level_margin_sd"]) > 2 * failed
 
 
 def test_over_forgetting_fails_whatever_the_gap_says():

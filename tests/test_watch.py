@@ -211,6 +211,8 @@ def test_figures_that_are_not_finite_are_a_collapse_and_not_written(tmp_path, va
     assert failure.value.step == 4
     assert "NaN" not in folder.metrics.read_text()
     assert "Infinity" not in folder.metrics.read_text()
+    told = json.loads(json.dumps(folder.watch.summary(), allow_nan=False))
+    assert [m["step"] for m in told["measurements"]] == [0, 2, 4]
 
 
 def test_parameters_that_are_not_finite_are_a_collapse_whatever_the_losses_say():

@@ -72,7 +72,7 @@ def conflicts(config: ConfigDict, command: Sequence[str]) -> list[str]:
 
 
 def _is_set(command: Sequence[str], flag: str) -> bool:
-    return any(argument.split("=", 1)[0].replace("--", "-").lstrip("-") == flag.lstrip("-") for argument in command)
+    return any(argument.split("=", 1)[0].lstrip("-") == flag.lstrip("-") for argument in command)
 
 
 def clear(config: ConfigDict) -> str | None:

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from train.selection_figure import save_figure
 from train.sweep_table import best_of, ordered
 
 INK, BEST, AUTO = "#1e293b", "#dc2626", "#2563eb"
 MOST_PANELS = 4
 """Combinations of lam and scale that get panels of their own; of more the best row of each cell is shown."""
+
+
+class Measure(NamedTuple):
+    """What a panel shows.
+
+    Attributes:
+      title: figures of the starting model -> heading.
+      of_row: judged row -> value, or None.
+    """
+
+    title: Callable[[Mapping[str, Any]], str]
+    of_row: Callable[[Mapping[str, Any]], float | None]
+
+
+COPIES = Measure(
+    lambda before: f"copies among {before['samples']} samples (before: {before['copies']})",
+    lambda row: row["figures"]["copies"],
+)
+FRECHET = Measure(
+    lambda before: f"{before['fd_name']}, lower is better (before: {_figure(before['fd'])})",
+    lambda row: row["figures"]["fd"],
+)
+LEVEL = Measure(
+    lambda before: "forget level: 0 untouched, 1 as retrained",
+    lambda row: (row["forget_level"] or {}).get("level"),
+)
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 def _label(value: Any) -> str:
@@ -64,7 +94,7 @@ def draw_sweep(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     )
     columns = columns or ["as chosen"]
     levels = any(row["forget_level"] for row in result["rows"])
-    measures = [_copies, _fd, *([_level] if levels else [])]
+    measures = [COPIES, FRECHET, *([LEVEL] if levels else [])]
     height = 1.5 + 0.5 * len(windows)
     figure = Figure(figsize=(2.6 + (1.7 + 0.95 * len(columns)) * len(measures), height * len(lines) + 0.9), dpi=130)
     figure.set_layout_engine("constrained")
@@ -73,20 +103,13 @@ def draw_sweep(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     for (title, rows), line in zip(lines, grid):
         for measure, axes in zip(measures, line):
             _heat_map(axes, measure, result, rows, windows, columns, best)
-            name = (
-                f"{measure.__doc__.format(**result['before'])}\n{title}" if len(lines) > 1 or title else measure.__doc__
-            )
-            axes.set_title(name, fontsize=9, color=INK)
+            axes.set_title(f"{measure.title(result['before'])}\n{title}", fontsize=9, color=INK)
     marks = [Patch(fill=False, edgecolor=BEST, linewidth=2, label="best of the grid")] if best else []
     if any(row["auto"] for row in result["rows"]):
         marks.append(Patch(fill=False, edgecolor=AUTO, linewidth=2, label="automatic choice, with its own filter"))
     if marks:
         figure.legend(handles=marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content.getvalue())
-    temporary.replace(path)
+    save_figure(path, figure)
 
 
 def _by_window(row: Mapping[str, Any]) -> tuple:
@@ -100,24 +123,9 @@ def _by_cutoff(row: Mapping[str, Any]) -> tuple:
     return (0, column) if isinstance(column, (int, float)) else (2, 0)
 
 
-def _copies(row: Mapping[str, Any]) -> float | None:
-    """copies among {samples} samples (before: {copies})"""
-    return row["figures"]["copies"]
-
-
-def _fd(row: Mapping[str, Any]) -> float | None:
-    """{fd_name}, lower is better (before: {fd:.3g})"""
-    return row["figures"]["fd"]
-
-
-def _level(row: Mapping[str, Any]) -> float | None:
-    """forget level: 0 untouched, 1 as retrained"""
-    return (row["forget_level"] or {}).get("level")
-
-
 def _heat_map(
     axes,
-    measure,
+    measure: Measure,
     result: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     windows: Sequence[str],
@@ -132,17 +140,17 @@ def _heat_map(
         y = windows.index(_window_label(row))
         # The automatic choice brings its own filter: its cell is as wide as the grid.
         at = slice(None) if row["auto"] else columns.index(_label(row["column"]))
-        value = measure(row) if row["figures"] else None
+        value = measure.of_row(row) if row["figures"] else None
         values[y, at] = np.nan if value is None else value
         places.append((row, y, at, value))
-    everything = [measure(row) for row in result["rows"] if row["figures"]]
+    everything = [measure.of_row(row) for row in result["rows"] if row["figures"]]
     finite = [v for v in everything if v is not None and np.isfinite(v)] or [0.0]
     low, high = min(finite), max(finite)
-    colours = "viridis" if measure is _level else "viridis_r"
+    colours = "viridis" if measure is LEVEL else "viridis_r"
     axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high if high > low else low + 1)
     for row, y, at, value in places:
         x, width = (-0.5, len(columns)) if row["auto"] else (at - 0.5, 1)
-        text = "broken" if not row["figures"] else "none" if value is None else f"{value:.3g}"
+        text = _figure(value) if row["figures"] else "broken"
         share = 0.0 if value is None or high == low else (value - low) / (high - low)
         dark = value is not None and (share > 0.55 if colours == "viridis_r" else share < 0.45)
         if row["auto"]:

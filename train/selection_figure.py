@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORGET, KEEP, CHOSEN, INK, LINE = "#c2410c", "#64748b", "#0f766e", "#1e293b", "#e2e8f0"
 
@@ -38,6 +41,11 @@ def draw_selection(path: pathlib.Path, selection: Any, num_steps: int, summary: 
             axes.spines[side].set_visible(False)
         axes.legend(fontsize=8, frameon=False)
     figure.suptitle(f"{selection.rule}: {summary}", color=INK, fontsize=11)
+    save_figure(path, figure)
+
+
+def save_figure(path: pathlib.Path, figure: Figure) -> None:
+    """Writes a matplotlib figure as a PNG file, complete or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     temporary = path.with_suffix(".tmp")

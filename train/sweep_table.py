@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LEVEL_TARGET = 0.95
+from jaxunlearn.forgetting import StopRule
+
+LEVEL_TARGET = StopRule.target
 """Forget level at which enough is forgotten."""
 SHARE_OF_COPIES = 0.1
 """Share of the starting model's copies up to which enough is forgotten."""

@@ -6,17 +6,16 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import sampling
 from jaxunlearn.io import hub
 from jaxunlearn.io.data_problems import data_problems
 from jaxunlearn.io.diffusers import COMPUTE_DTYPES
 from jaxunlearn.io.schedulers import read_scheduler
-from jaxunlearn.metrics.resize import CONVENTIONS, SSCD_CONVENTIONS
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from train import build
 from train.auto_select import RULES
 from train.configs.defaults import defaults
-from train.problems import Problems, rising, whole_numbers
+from train.problems import Problems
+from train.validate_eval import check_eval
 from train.validate_unlearn import check_unlearn
 
 
@@ -63,7 +62,7 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
     p.check("log.sample_every", "0 (only at the end) or more steps", lambda v: v >= 0)
     p.check("log.sample_count", "1 or more", lambda v: v >= 1)
     p.check("log.sample_steps", "1 or more", lambda v: v >= 1)
-    _check_eval(p)
+    check_eval(p)
     p.check("latents.batch_size", "1 or more", lambda v: v >= 1)
     p.name("compute.dtype", "dtype", COMPUTE_DTYPES)
     return p.lines
@@ -112,43 +111,6 @@ def _check_optimizer(p: Problems, stage: str) -> None:
     p.check(key + "clip_norm", "positive", lambda v: v > 0)
     if stage == "base":
         p.check("base.ema_max_decay", "in [0, 1)", lambda v: 0 <= v < 1)
-
-
-def _check_eval(p: Problems) -> None:
-    num_steps = p.config.scheduler.get("num_train_timesteps", 1000)
-    p.check("eval.preset", "None, smoke, standard or audit", lambda v: v in (None, "smoke", "standard", "audit"))
-    counts = ("num_samples", "sampling_steps", "batch_size", "injection_copies", "injection_images")
-    for key in (*counts, "loss_noises", "loss_images"):
-        p.check(f"eval.{key}", "1 or more", lambda v: v >= 1)
-    p.check("eval.sampling_steps", f"at most {num_steps}", lambda v: v <= num_steps)
-    p.name("eval.sampler", "sampler", sampling.KINDS)
-    for key in ("injection_t", "loss_t"):
-        p.check(
-            f"eval.{key}",
-            f"rising whole numbers in [0, {num_steps})",
-            lambda v: whole_numbers(v) and len(v) > 0 and all(0 <= t < num_steps for t in v) and rising(v),
-        )
-    p.check("eval.guidance", "0 or more; 1 is none", lambda v: v >= 0)
-    p.check(
-        "eval.prompts",
-        "None (the captions of the training images), or different texts, such as ('a cat', 'a dog')",
-        lambda v: (
-            v is None or (0 < len(v) == len(set(v)) and all(isinstance(text, str) and text.strip() for text in v))
-        ),
-    )
-    p.check("eval.copy_threshold", "positive, or None", lambda v: v is None or v > 0)
-    p.check("eval.confidence", "in (0, 1)", lambda v: 0 < v < 1)
-    p.check("eval.seed", "0 or more", lambda v: v >= 0)
-    p.check("eval.classifier.steps", "1 or more", lambda v: v >= 1)
-    p.check("eval.classifier.batch_size", "1 or more", lambda v: v >= 1)
-    p.check("eval.classifier.min_accuracy", "in [0, 1]", lambda v: 0 <= v <= 1)
-    p.name("eval.quality.convention", "resize convention", CONVENTIONS)
-    p.name("eval.sscd.convention", "resize convention", SSCD_CONVENTIONS)
-    p.check("eval.quality.rows", "20 or more", lambda v: v >= 20)
-    for key, low in (("subsets", 2), ("subset_size", 2), ("batch_size", 1)):
-        p.check(f"eval.quality.{key}", f"{low} or more", lambda v, low=low: v >= low)
-    for key in ("batch_size", "calibration_images"):
-        p.check(f"eval.sscd.{key}", "1 or more", lambda v: v >= 1)
 
 
 def differences(saved: dict, config: dict, prefix: str = "config") -> list[str]:

@@ -55,7 +55,8 @@ def _check_together(p: Problems) -> None:
         ]
         if used:
             p.lines.append(
-                f"config.unlearn.watch.every = 0: {', '.join(used)} need probes; give the steps between them"
+                f"config.unlearn.watch.every = 0: no probes, which are needed for {', '.join(used)}; give the steps between "
+                "them"
             )
     elif watch.samples and watch.samples_every % watch.every:
         p.lines.append(

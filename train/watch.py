@@ -29,7 +29,7 @@ from train.log import say
 from train.probes import Probes
 from train.yardstick import Yardstick
 
-TARGET = 0.95
+TARGET = StopRule.target
 """The level that the best step is measured against where the stop rule is off."""
 NEVER = 10**9
 CURES = (
@@ -172,7 +172,10 @@ class Watch:
             "returned_step": self.returned_step(),
             "status": {"": "finished"}.get(decision.reason, decision.reason),
             "reason": decision.text,
-            "measurements": [m._asdict() for m in self.measurements if np.isfinite(m.keep_ratio)],
+            # JSON has no NaN: a broken one is told by the reason.
+            "measurements": [
+                m._asdict() for m in self.measurements if all(map(math.isfinite, (m.keep_ratio, m.level or 0)))
+            ],
         }
 
     def rule_text(self) -> str:

@@ -32,6 +32,7 @@ from eval.families import (
     photographs,
     relearning,
     samples,
+    sscd_variants,
 )
 from eval.records import Entry, missing
 
@@ -76,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     "classifier_features": Family(classifier_features, switch="quality.classifier"),
     "inception_features": Family(inception_features, switch="quality.inception"),
     "copy_detector": Family(copy_detector, switch="sscd.enabled"),
+    "sscd_variants": Family(sscd_variants, switch="sscd.variants"),
     "photographs": Family(photographs, switch="photographs.enabled"),
     "likelihood": Family(likelihood, switch="nll.draws"),
     "inversion": Family(inversion, switch="inversion.copies"),

@@ -20,8 +20,7 @@ from eval.records import Entry, entry, missing, value
 from eval.references import some
 from jaxunlearn.images import to_uint8
 from jaxunlearn.io.feature_weights import MissingWeights
-from jaxunlearn.io.workdir import is_reference
-from jaxunlearn.metrics import extraction, statistics
+from jaxunlearn.metrics import entries, extraction, statistics
 from jaxunlearn.metrics.resize import sscd_inputs
 from jaxunlearn.metrics.sscd_variants import sscd_calibrated
 from jaxunlearn.models.features import sscd
@@ -53,6 +52,11 @@ class Detector:
 _detector: OncePerRun[Detector | tuple[str, str]] = OncePerRun()
 
 
+def detector_of(context: Context) -> Detector | tuple[str, str]:
+    """The run's detector, or the reason why there is none and its status."""
+    return _detector(context.refs, lambda: _load(context))
+
+
 def failed_entries(settings: Mapping[str, Any]) -> list[Entry]:
     """Every metric without a value, the similarities at every t."""
     times = [missing(name, "", status="failed", protocol={"t": t}) for name in METRICS[:2] for t in _times(settings)]
@@ -62,7 +66,7 @@ def failed_entries(settings: Mapping[str, Any]) -> list[Entry]:
 def measure(column: Column, context: Context) -> None:
     """Similarity of injections to their forget image, and copies among the samples."""
     settings = context.settings
-    detector = _detector(context.refs, lambda: _load(context))
+    detector = detector_of(context)
     if isinstance(detector, tuple):
         column.entries += _without(("sscd", "copy_sscd"), *detector, settings)
         return
@@ -75,11 +79,11 @@ def compare(columns: Mapping[str, Column], contexts: Mapping[str, Context], sett
     after = columns["after"]
     if any(item["metric"] == "sscd_calibrated" for item in after.entries):
         return  # the model is broken, and its entry says so
-    detector = _detector(contexts["after"].refs, lambda: _load(contexts["after"]))
+    detector = detector_of(contexts["after"])
     if isinstance(detector, tuple):
         after.entries += _without(("sscd_calibrated",), *detector, settings)
         return
-    retrained = [name for name in columns if is_reference(name)]
+    retrained = entries.references(columns)
     held_out = None if retrained or "before" not in contexts else _held_out(contexts["before"], detector)
     for place, t in enumerate(_times(settings)):
         protocol = {"t": t, **_protocol(settings), **detector.record, "interval": "none: a ratio of differences"}
@@ -118,27 +122,37 @@ def _similarities(column: Column, context: Context, detector: Detector) -> None:
         column.entries += _without(("sscd",), reason, "failed", settings)
         return
     made = column.injections  # [F,T,K,H,W,C]
-    column.injections = None  # they are large, and nobody else needs them
+    if not settings["sscd"]["variants"]:
+        column.injections = None  # they are large, and nobody else needs them
     cosine = np.empty(made.shape[:3])
     for place, one in enumerate(made):
         found = detector.embed(one.reshape(-1, *one.shape[2:])) @ detector.forget[chosen[place]]
         cosine[place] = found.reshape(made.shape[1:3])
         context.tick("SSCD of injections", (place + 1) / len(made))
     column.arrays["sscd"] = cosine
-    single = len(made) == 1
     for place, t in enumerate(_times(settings)):
-        subjects = cosine[0, place] if single else cosine[:, place].mean(axis=1)
+        column.entries.append(injection_entry("sscd", cosine[:, place], t, detector, settings))
+
+
+def injection_entry(
+    metric: str, values: np.ndarray, t: int, detector: Detector, settings: Mapping[str, Any], **protocol: Any
+) -> Entry:
+    """The mean of values [F,K] of the injections at t, over copies and then over forget images."""
+    single = len(values) == 1
+    subjects = values[0] if single else values.mean(axis=1)
+    interval = None
+    if np.all(np.isfinite(subjects)):
         interval = statistics.bootstrap_interval(
             subjects, settings["confidence"], statistic=np.mean, seed=settings["seed"]
         )
-        if interval is not None and single:
-            interval = interval._replace(method="percentile bootstrap over copies of one image")
-        protocol = {"t": t, **_protocol(settings), **detector.record, "images": len(made)}
-        protocol["interval_over"] = "copies of the one forget image" if single else "forget images"
-        if len(subjects) > 1:
-            protocol["sd"] = float(subjects.std(ddof=1))
-        fields = {"ci": interval, "weights_sha256": detector.record["weights_sha256"]}
-        column.entries.append(entry("sscd", subjects.mean(), n=len(subjects), protocol=protocol, **fields))
+    if interval is not None and single:
+        interval = interval._replace(method="percentile bootstrap over copies of one image")
+    protocol = {"t": t, **_protocol(settings), **detector.record, "images": len(values), **protocol}
+    protocol["interval_over"] = "copies of the one forget image" if single else "forget images"
+    if len(subjects) > 1 and interval is not None:
+        protocol["sd"] = float(subjects.std(ddof=1))
+    fields = {"ci": interval, "weights_sha256": detector.record["weights_sha256"]}
+    return entry(metric, subjects.mean(), n=len(subjects), protocol=protocol, **fields)
 
 
 def _copies(column: Column, context: Context, detector: Detector) -> Entry:

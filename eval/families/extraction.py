@@ -16,12 +16,11 @@ from eval.context import Column, Context
 from eval.parts import in_parts
 from eval.records import Entry, entry, missing
 from eval.runner import Runner
-from eval.settings import DETECTORS
 from jaxunlearn.images import to_uint8
+from jaxunlearn.metrics import COPY_DETECTORS, distances, extraction
 from jaxunlearn.metrics import copy_detectors as detectors
-from jaxunlearn.metrics import distances, extraction
 
-METRICS = tuple(f"copy_{name}" for name in DETECTORS)
+METRICS = tuple(f"copy_{name}" for name in COPY_DETECTORS)
 SSIM_NEIGHBOURS = 256  # other images, nearest in rms, that calibrate the threshold of a forget image
 LATENT_NEIGHBOURS = 16  # the same for latent models, where they go through the autoencoder
 
@@ -36,7 +35,9 @@ _THRESHOLDS: weakref.WeakKeyDictionary[Runner, _Thresholds] = weakref.WeakKeyDic
 
 def failed_entries(settings: Mapping[str, Any]) -> list[Entry]:
     """Every metric without a value."""
-    return [missing(f"copy_{name}", "", status="failed") for name in settings["extraction"]["detectors"] or DETECTORS]
+    return [
+        missing(f"copy_{name}", "", status="failed") for name in settings["extraction"]["detectors"] or COPY_DETECTORS
+    ]
 
 
 def measure(column: Column, context: Context) -> None:

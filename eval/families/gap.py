@@ -13,10 +13,10 @@ import numpy as np
 
 from eval.context import Column, Context
 from eval.records import Entry, entry, missing
-from jaxunlearn.metrics import gap
+from jaxunlearn.metrics import entries, gap
+from jaxunlearn.metrics.verdicts import NO_REFERENCE
 
 NEAR, ELBO, SAMPLES = METRICS = ("gap_kl_forget", "elbo_gap", "gap_kl_samples")
-NO_REFERENCE = "no model was retrained without the forget set"
 NO_FLOOR = "one retrained model gives no floor: it needs two"
 NO_OTHER = "it is the only retrained model"
 
@@ -29,7 +29,7 @@ def failed_entries(settings: Mapping[str, Any]) -> list[Entry]:
 def compare(columns: Mapping[str, Column], contexts: Mapping[str, Context], settings: Mapping[str, Any]) -> None:
     """Gaps of every model to the retrained ones."""
     names = [name for name in columns if name in contexts]
-    references = [name for name in names if name not in ("before", "after")]
+    references = entries.references(names)
     for name, column in columns.items():
         if not references:
             column.entries += [missing(metric, NO_REFERENCE) for metric in METRICS]

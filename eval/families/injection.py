@@ -37,7 +37,7 @@ def measure(column: Column, context: Context) -> None:
         column.arrays["injected_latents"] = denoised[0]
     distance = {name: np.empty(denoised.shape[:3]) for name in targets}
     similarity = {name: np.empty(denoised.shape[:3]) for name in targets}
-    kept = [] if settings["sscd"]["enabled"] else None
+    kept = [] if settings["sscd"]["enabled"] or settings["sscd"]["variants"] else None
     for place, one in enumerate(denoised):
         pictures = space.decode(one.reshape(-1, *one.shape[2:]))
         pictures = pictures.reshape(*one.shape[:2], *pictures.shape[1:])[None]

@@ -17,6 +17,7 @@ from jaxunlearn.metrics import nll, statistics
 
 PIXELS = {"forget": "nll_bpd_uniform_deq", "held_out": "nll_held_out"}
 LATENTS = {"forget": "nll_latent", "held_out": "nll_held_out"}
+METRICS = ("nll_bpd_uniform_deq", "nll_latent", "nll_held_out")
 BATCH = 32
 """Rows that are solved together: as many steps as the slowest of them needs."""
 

@@ -70,8 +70,7 @@ def compare(columns: Mapping[str, Column], contexts: Mapping[str, Context], sett
     protocol = {"t": list(settings["loss_t"]), "noises": settings["loss_noises"], "level": "mean over t and images"}
     names = references(entries)
     if not names:
-        reason = "no model was retrained without the forget set"
-        columns["after"].entries.append(missing("forget_level", reason, protocol=protocol))
+        columns["after"].entries.append(missing("forget_level", verdicts.NO_REFERENCE, protocol=protocol))
         return
     protocol["retrained_models"] = len(names)
     level = verdicts.forget_level(entries)

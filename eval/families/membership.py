@@ -18,12 +18,11 @@ from eval.context import Column, Context
 from eval.families.losses import CONDITION
 from eval.membership_scores import TINY, Scored, Sets, score_all, sets_of
 from eval.records import Entry, entry, missing
-from eval.settings import SCORES
 from jaxunlearn import sampling
-from jaxunlearn.metrics import roc, set_test, significance, statistics
+from jaxunlearn.metrics import MEMBERSHIP_SCORES, roc, set_test, significance, statistics
 from jaxunlearn.metrics.noise_norm import make_noise_norm
 
-METRICS = (*(score if score == "ulira" else f"mia/{score}" for score in SCORES), "cdi_p", "noise_norm")
+METRICS = (*(score if score == "ulira" else f"mia/{score}" for score in MEMBERSHIP_SCORES), "cdi_p", "noise_norm")
 LEAST_FOR_AUC = 10
 NOISE_NORM_PROMPTS = 16
 NO_SHADOWS = "it needs 64 models of random halves of the data; jaxunlearn.metrics.ulira takes their losses"
@@ -31,7 +30,7 @@ NO_SHADOWS = "it needs 64 models of random halves of the data; jaxunlearn.metric
 
 def failed_entries(settings: Mapping[str, Any]) -> list[Entry]:
     """Every metric without a value."""
-    names = [_name(score) for score in settings["membership"]["scores"] or SCORES]
+    names = [_name(score) for score in settings["membership"]["scores"] or MEMBERSHIP_SCORES]
     return [missing(name, "", status="failed") for name in (*names, "cdi_p", "noise_norm")]
 
 

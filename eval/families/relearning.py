@@ -1,4 +1,4 @@
-"""How fast the forget images are learned again, what keep images alone bring back, and the inversion probe."""
+"""How fast the forget images are learned again, and what training on keep images alone brings back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from eval.records import Entry, entry, missing
 from eval.references import Encoded
 from jaxunlearn.errors import mean_squares
 from jaxunlearn.forgetting import make_probe_losses
-from jaxunlearn.metrics import extraction, relearning
+from jaxunlearn.metrics import entries, extraction, relearning
+from jaxunlearn.metrics.verdicts import NO_REFERENCE
 from jaxunlearn.objectives.denoise import denoising_error
 from jaxunlearn.types import Draw, Example
 
 STEPS, RATIO = "relearn_steps", "relearn_ratio"
 BENIGN = ("relearn_benign", "benign_copy_rate")
-NO_REFERENCE = "no model was retrained without the forget set"
 NO_BENIGN = "not part of these settings; eval.relearn.benign_steps switches it on"
 STREAM_RELEARN, STREAM_PROBE, STREAM_BENIGN = range(3)
 
@@ -83,7 +83,7 @@ class Trainer:
 def compare(columns: Mapping[str, Column], contexts: Mapping[str, Context], settings: Mapping[str, Any]) -> None:
     """Relearning of the unlearned and the retrained models, and both after training on keep images."""
     options = settings["relearn"]
-    references = [name for name in contexts if name not in ("before", "after")]
+    references = entries.references(contexts)
     absent = [name for name in ("before", "after") if name not in contexts]
     if not references or absent:
         bad = "; ".join(f"{name}: {columns[name].failed}" for name in absent)

@@ -77,7 +77,14 @@ FEATURE_WEIGHTS: dict[str, WeightsSource] = {
         ),
         "github.com/facebookresearch/sscd-copy-detection (README)",
         "MIT",
-        ("sscd", "sscd_calibrated", "copy_sscd"),
+        (
+            "sscd",
+            "sscd_calibrated",
+            "copy_sscd",
+            "sscd_projected",
+            "sscd_dissimilarity_rate",
+            "sscd_direction",
+        ),
         "copy_rate on pixels",
     ),
     "inception": WeightsSource(

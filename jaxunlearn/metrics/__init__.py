@@ -123,14 +123,14 @@ METRICS = {
         "mean square per pixel",
         "lower",
         "Denoising loss on images never trained on",
-        ("heldout",),
+        _HELD_OUT,
     ),
     "rank_p": Metric(
         statistics.rank_p,
         "rank among held-out images",
         "equal_reference",
         "Share of held-out images whose loss is as low as the forget image's",
-        ("heldout",),
+        _HELD_OUT,
     ),
     "forget_level": Metric(
         denoising_loss.denoising_loss,
@@ -279,6 +279,27 @@ METRICS = {
         "The SSCD similarity on the way from a retrained model's to the original's",
         ("weights",),
     ),
+    "sscd_projected": Metric(
+        sscd_variants.sscd_projected,
+        "cosine of SSCD descriptors",
+        "equal_reference",
+        "SSCD similarity of the forget image and a point at a fixed distance from it towards the output (reconstruction)",
+        ("weights",),
+    ),
+    "sscd_dissimilarity_rate": Metric(
+        sscd_variants.sscd_dissimilarity_rate,
+        "1 / L2 distance of [0, 1] pixels",
+        "equal_reference",
+        "How much less alike the output is for SSCD, per distance that it moved (reconstruction)",
+        ("weights",),
+    ),
+    "sscd_direction": Metric(
+        sscd_variants.sscd_direction,
+        "cosine of differences of SSCD descriptors",
+        "equal_reference",
+        "Whether the output's SSCD descriptor moved to the forget image, 1, or away from it, -1 (reconstruction)",
+        ("weights",),
+    ),
     "copy_sscd": Metric(
         extraction.copy_rate,
         "share of samples",
@@ -425,4 +446,10 @@ METRICS = {
 }
 """The one registry of metrics: name -> :class:`Metric`."""
 
-__all__ = ["METRICS", "NEEDS", "Metric"]
+MEMBERSHIP_SCORES = ("loss_t", "secmi", "pia", "pian", "sima", "clid", "quantile", "ulira")
+"""Membership scores that an evaluation may be asked for; all but ``ulira`` are ``mia/<name>`` in :data:`METRICS`."""
+
+COPY_DETECTORS = ("carlini", "ratio", "patch", "ssim")
+"""Detectors of copies that an evaluation may be asked for; ``copy_<name>`` in :data:`METRICS`."""
+
+__all__ = ["COPY_DETECTORS", "MEMBERSHIP_SCORES", "METRICS", "NEEDS", "Metric"]

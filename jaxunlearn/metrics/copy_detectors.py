@@ -13,8 +13,6 @@ image, as for the plain detector. Images are uint8 or floating in [0, 1], channe
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +124,6 @@ def ssim_distance(images, references, chunk: int = 512) -> np.ndarray:
     return out
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _ssim(first, second):
     return ssim(jnp.asarray(first), jnp.asarray(second))

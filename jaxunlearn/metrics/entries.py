@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ def mean_value(entries: Sequence[Entry], metric: str) -> float | None:
     return None if not values or any(v is None for v in values) else float(np.mean(values))
 
 
-def references(columns: Columns) -> list[str]:
-    """The names of the columns of retrained models, in order."""
+def references(columns: Iterable[str]) -> list[str]:
+    """Those of the columns' names that are of retrained models, in order."""
     return [name for name in columns if name not in ("before", "after", "control")]
 
 

@@ -212,5 +212,16 @@ def _solve_rows(solve, params, count, prepare, key, draws, batch_size, each, con
     return Nll(values.reshape(count, draws), steps.reshape(count, draws))
 
 
-__all__ = ["EXACT_LIMIT", "Nll", "default_probes", "make_solver", "nll_bpd", "nll_bpd_raw", "nll_bpd_uniform_deq"]
-__all__ += ["dequantised", "nll_latent", "offset"]
+__all__ = [
+    "EXACT_LIMIT",
+    "Nll",
+    "Solver",
+    "default_probes",
+    "dequantised",
+    "make_solver",
+    "nll_bpd",
+    "nll_bpd_raw",
+    "nll_bpd_uniform_deq",
+    "nll_latent",
+    "offset",
+]

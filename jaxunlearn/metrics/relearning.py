@@ -143,12 +143,12 @@ def relearn_ratio(
     b = np.array([[run.steps for run in runs] for runs in references])
     mean_a, mean_b = float(a.mean()), tuple(float(x) for x in b.mean(axis=1))
     everything = [*model, *(run for runs in references for run in runs)]
-    reached, known = any(run.censored for run in model), any(run.censored for runs in references for run in runs)
-    if any(run.failed for run in everything) or (reached and known) or not b.mean() > 0:
+    late, late_reference = any(run.censored for run in model), any(run.censored for runs in references for run in runs)
+    if any(run.failed for run in everything) or (late and late_reference) or not b.mean() > 0:
         return RelearnRatio(math.nan, None, "unknown", mean_a, mean_b)
     value = float(a.mean() / b.mean())
-    if reached or known:
-        return RelearnRatio(value, None, "lower" if reached else "upper", mean_a, mean_b)
+    if late or late_reference:
+        return RelearnRatio(value, None, "lower" if late else "upper", mean_a, mean_b)
     rest = a - value * b.mean(axis=0)
     half = stats.t.ppf(0.5 + confidence / 2, len(a) - 1) * rest.std(ddof=1) / (b.mean() * math.sqrt(len(a)))
     interval = Interval(value - float(half), value + float(half), confidence, "Student t over keys, linearised ratio")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxunlearn.metrics.statistics import Interval, bootstrap_interval
+from jaxunlearn.registry import unknown_name
 
 LEAST_BOOTSTRAP = 20
 """Subjects from which on a bootstrap over them is trusted; below, use :func:`sign_flip_test`."""
@@ -201,4 +202,4 @@ def _vector(values, name: str, least: int) -> np.ndarray:
 
 def _known(alternative: str) -> None:
     if alternative not in ALTERNATIVES:
-        raise ValueError(f"unknown alternative {alternative!r}; known: {', '.join(ALTERNATIVES)}")
+        raise ValueError(unknown_name("alternative", alternative, ALTERNATIVES))

@@ -6,11 +6,13 @@ a report can compute its verdicts again: :func:`judge` is a pure function of the
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from jaxunlearn.metrics.entries import Columns, Entry, find, mean_value, references, value
 
@@ -24,6 +26,7 @@ THRESHOLDS: dict[str, Any] = {
     "relearn_fail": [0.5, 2.0],
     "level_margin_sd": 2.0,
     "level_confidence": 0.90,
+    "level_fail_confidence": 0.95,
     "forget_level_pass": [0.8, 1.2],
     "forget_level_untouched": 0.1,
     "auc_margin": 0.05,
@@ -96,6 +99,11 @@ def forget_level(columns: Columns) -> float | None:
     return (losses["after"] - before) / (retrained - before)
 
 
+def next_one(count: int, confidence: float) -> float:
+    """How many standard deviations of ``count`` normal numbers one more may lie from their mean: Student's t."""
+    return float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(1 + 1 / count)
+
+
 def _copies(columns: Columns) -> Verdict:
     limit = THRESHOLDS["copies_upper"]
     claim = "no copy of a forget image in the samples"
@@ -155,27 +163,31 @@ def _gap(columns: Columns) -> Verdict:
 def _relearn(columns: Columns) -> Verdict:
     (low, high), (below, above) = THRESHOLDS["relearn_pass"], THRESHOLDS["relearn_fail"]
     claim = "the forget images are not quickly relearned"
-    rule = f"relearn_ratio in [{low:g}, {high:g}]; below {below:g} or above {above:g} fails"
+    rule = (
+        f"relearn_ratio in [{low:g}, {high:g}]; below {below:g} or above {above:g} fails; a mere bound passes nothing"
+    )
     found, reason = _ok(columns, "relearn_ratio")
     if found is None:
         return _verdict("relearn", claim, rule, "not_run", reason)
-    ratio = found["value"]
+    ratio, bound = found["value"], found["protocol"].get("bound", "exact")
     details = {"metric": "relearn_ratio", "value": ratio, "threshold": low}
-    if low <= ratio <= high:
+    # Where a run was not back within the budget the ratio is a bound, which shows a failure on its own side alone.
+    fails = (ratio < below and bound != "lower") or (ratio > above and bound != "upper")
+    if low <= ratio <= high and bound == "exact":
         return _verdict("relearn", claim, rule, "pass", None, **details)
-    quick = "sooner" if ratio < low else "later"
-    reason = f"the images come back {quick}: after {ratio:.2g} times the steps of a retrained model"
-    return _verdict(
-        "relearn", claim, rule, "fail" if not below <= ratio <= above else "inconclusive", reason, **details
-    )
+    most = {"lower": "at least ", "upper": "at most "}.get(bound, "")
+    reason = f"the images come back after {most}{ratio:.2g} times the steps of a retrained model"
+    return _verdict("relearn", claim, rule, "fail" if fails else "inconclusive", reason, **details)
 
 
 def _level(columns: Columns) -> Verdict:
     width, confidence = THRESHOLDS["level_margin_sd"], THRESHOLDS["level_confidence"]
+    sure = THRESHOLDS["level_fail_confidence"]
     claim = "likelihood, loss and injection are at the level of retrained models"
     rule = (
         f"equivalence test: the {confidence:.0%} interval of each mean over t within {width:g} standard deviations of the "
-        "retrained models; wholly outside fails. With one forget image the value itself counts: all models share its noises"
+        f"retrained models; fails where it lies wholly outside the {sure:.0%} interval in which one more retrained model is "
+        "expected, which is wide with few of them. With one forget image the value itself counts: all models share its noises"
     )
     names = references(columns)
     if len(names) < 2:
@@ -186,10 +198,11 @@ def _level(columns: Columns) -> Verdict:
         levels = [mean_value(_images_only(columns[name], metric), metric) for name in ("after", *names)]
         if None in levels:
             continue
-        margin = width * float(np.std(levels[1:], ddof=1))
+        spread = float(np.std(levels[1:], ddof=1))
+        margin, limit = width * spread, next_one(len(names), sure) * spread
         difference = levels[0] - float(np.mean(levels[1:]))
         half = statistics.NormalDist().inv_cdf(0.5 + confidence / 2) * _standard_error(columns["after"], metric)
-        inside, outside = abs(difference) + half <= margin, abs(difference) - half > margin
+        inside, outside = abs(difference) + half <= margin, abs(difference) - half > limit
         states.append("pass" if inside else "fail" if outside else "inconclusive")
         if worst is None or abs(difference) / max(margin, 1e-30) > worst[1] / max(worst[2], 1e-30):
             worst = (metric, abs(difference), margin, abs(difference) + half)
@@ -297,6 +310,7 @@ def _quality(columns: Columns, collapse: str | None) -> Verdict:
     gap, _ = _ok(columns, "gap_kl_samples")
     if gap is not None:
         low, high = THRESHOLDS["gap_ratio_pass"], THRESHOLDS["gap_ratio_fail"]
+        claim = "samples are such as retrained models make"
         rule = f"gap_kl_samples over its floor at most {low:g}; above {high:g} fails"
         return _gap_ratio("quality", claim, rule, "gap_kl_samples", columns, low, high)
     low, high = THRESHOLDS["quality_pass"], THRESHOLDS["quality_fail"]

@@ -38,9 +38,8 @@ def defaults() -> ConfigDict:
         dict(
             name="digits",  # digits, folder, idx, npz, tfds
             path=placeholder(str),  # file or folder, where the source needs one
-            captions=placeholder(
-                str
-            ),  # folder only: a .jsonl file of file_name and text; None: metadata.jsonl in it, if any
+            # folder only: a .jsonl file of file_name and text; None: metadata.jsonl in it, if any
+            captions=placeholder(str),
             caption=placeholder(str),  # one text for all images that have none of their own
             labels_path=placeholder(str),  # idx only, if not beside the images
             split=placeholder(str),  # where the source holds several: tfds, idx
@@ -268,7 +267,7 @@ def defaults() -> ConfigDict:
         dict(
             preset=placeholder(str),  # smoke, standard or audit: replaces what is left at its default; None: nothing
             num_samples=2000,
-            sampler="ddim",  # or ddpm
+            sampler="ddim",  # or ddpm, pndm
             sampling_steps=50,
             batch_size=500,
             injection_t=(50, 100, 250, 500),
@@ -314,6 +313,7 @@ def defaults() -> ConfigDict:
     config.eval.sscd = ConfigDict(
         dict(
             enabled=False,
+            variants=False,  # three reconstructed variants of the similarity as well, see metrics/sscd_variants.py
             convention="short288",  # how pictures are resized: short288 (short edge, aspect kept) or square320
             batch_size=16,
             calibration_images=2000,  # keep and held-out images behind the threshold of copies, at most
