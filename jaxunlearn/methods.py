@@ -99,7 +99,7 @@ METHODS: dict[str, Method] = {
         {"keep": 1.0, "forget": 0.01},
         +1,
         "2F 2B",
-        "forget images are answered as one given image would be; the weight needs tuning",
+        "forget images are answered as one given image would be",
     ),
     "mirrored": Method(
         objectives.mirrored,
@@ -168,10 +168,10 @@ METHODS: dict[str, Method] = {
         objectives.fisher_anchor,
         ("anchor",),
         "weighted_sum",
-        {"keep": 1.0, "forget": -0.2, "anchor": 1.0},
+        {"keep": 1.0, "forget": -0.02, "anchor": 1.0},
         -1,
         "2F 2B",
-        "ascent held by a Fisher anchor; the weight needs tuning",
+        "ascent held by a Fisher anchor; ten times the forget weight destroyed a small model",
     ),
 }
 """Method name -> :class:`Method`."""

@@ -42,13 +42,15 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "copies": {"saw": (FAIL,), "never_saw": (PASS,)},
     "gap": {"saw": (FAIL,), "never_saw": (PASS, OPEN)},
     "relearn": {"saw": (FAIL,), "never_saw": (PASS, OPEN)},
-    # Two retrained models show their spread by one difference alone: the next one often lies outside of it.
+    # Two retrained models show their spread by one difference alone; the next one is more than twice that away from them in
+    # one case of three. The rule then leaves the claim open.
     "level": {"saw": (FAIL,), "never_saw": (PASS, OPEN)},
     # The model that saw the photograph did not over-forget it, whatever else is wrong with it.
     "over_forgotten": {"saw": (PASS,), "never_saw": (PASS, OPEN)},
     "fewer_copies": {"saw": (FAIL,), "never_saw": (PASS,)},
-    "loss_level": {"saw": (FAIL,), "never_saw": (PASS,)},
-    # One photograph is no set: the test of a set needs 20 forget images.
+    # Retrained models differ by some tenths in the loss on an image that they never saw.
+    "loss_level": {"saw": (FAIL,), "never_saw": (PASS, OPEN)},
+    # 80 copies of one photograph are no set: the test of a set needs 20 forget images.
     "detectable": {"saw": (NOT_RUN,), "never_saw": (NOT_RUN,)},
     # Nothing was changed in the one, and the other was trained on the kept images as well.
     "keep_loss": {"saw": (PASS,), "never_saw": (PASS,)},

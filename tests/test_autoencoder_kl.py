@@ -61,6 +61,7 @@ def test_golden(name):
         np.testing.assert_allclose(out, file[key], rtol=0, atol=2e-5 * max(1, np.abs(file[key]).max()), err_msg=key)
 
 
+@pytest.mark.slow
 def test_fast_and_textbook_forms_are_one_function(tiny, x64):
     config, params = tiny
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
@@ -71,6 +72,7 @@ def test_fast_and_textbook_forms_are_one_function(tiny, x64):
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_the_output_has_the_type_of_the_input(tiny):
     config, params = tiny
     x = images(2, 4, 4, 1)

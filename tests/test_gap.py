@@ -111,6 +111,7 @@ def test_draws_agree_with_the_divergence_and_equal_models_have_no_gap(measured):
     assert estimate.error < pooled
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter_and_draws_are_stratified(measured):
     small, large = (measured(n=100, replicates=2, batch_size=size) for size in (64, 100))
     np.testing.assert_allclose(small.gap, large.gap, rtol=1e-5)

@@ -294,6 +294,7 @@ def all_guards(params):
     )
 
 
+@pytest.mark.slow
 def test_guards_are_the_same_on_one_and_eight_devices_and_under_pmap():
     params = tm.params()
     tx, combine = all_guards(params), relative_norm(0.3)
@@ -334,6 +335,7 @@ def test_sharded_parameters_have_the_same_unit_norms():
     tm.close(jax.block_until_ready(got), want, 1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_runs_keep_the_old_weights(tmp_path):
     """States are arrays that checkpoint; a new init from moved parameters does not move the centre of a restored run."""
     params = jax.tree.map(jnp.asarray, tm.params())

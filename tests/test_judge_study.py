@@ -122,10 +122,12 @@ def test_the_standard_preset_can_pass_the_claim_about_copies():
 
 
 @pytest.mark.slow
-def test_the_whole_study_at_a_tiny_size(tmp_path, capsys):
+def test_the_whole_study_at_a_tiny_size(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("XLA_FLAGS", "")
     tiny = [f"--config={TINY[0].removeprefix('--config=')}", *TINY[1:], "--config.base.num_steps=4"]
     code = judge_study.main([f"--out={tmp_path}", "--preset=smoke", "--config.unlearn.num_steps=2", *tiny, *QUICK])
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert code == 1  # models of four steps know nothing, and the preset measures little
     assert "saw: relearn is not_run; right: fail" in out
     assert "| overall |" in (tmp_path / "seed0" / "judge.md").read_text()

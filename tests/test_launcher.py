@@ -35,6 +35,7 @@ def unbroken(tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(tmp_path):
     done = run("train.main", *TINY, "--dry_run", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
@@ -114,6 +115,7 @@ def test_a_foreign_folder_is_refused_as_work_directory(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_user_model_is_unlearned_and_its_folder_left_alone(unbroken, tmp_path):
     source = unbroken[0] / "models" / "base"
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}

@@ -99,7 +99,7 @@ def test_the_error_is_the_methods_own_unless_one_is_set(method):
         ({"combine__name": "pcgrad", "combine__keep": 5.0, "combine__forget": 1.0}, {"keep": 5, "forget": -1}),
         ({"method": "npo", "combine__name": "pcgrad"}, {"keep": 1, "forget": 0.2}),
         ({"method": "npo", "combine__name": "fixed_norm", "combine__c": 3.0}, {"keep": 1, "forget": 3}),
-        ({"method": "fisher_anchor", "combine__anchor": 7.0}, {"keep": 1, "forget": -0.2, "anchor": 7}),
+        ({"method": "fisher_anchor", "combine__anchor": 7.0}, {"keep": 1, "forget": -0.02, "anchor": 7}),
         (
             {"method": "dpo", "keep_term": True, "prior_term": True, "combine__keep": 3.0, "combine__prior": 4.0},
             {"keep": 3, "forget": 1, "prior": 4},

@@ -51,7 +51,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "celebahq" else n for n in MODELS])
 def test_counts_and_bijective_names(name):
     config, counts = MODELS[name]
     tree = abstract_params(config)

@@ -66,6 +66,7 @@ def measured(context, samples=7):
     return column, {item["metric"]: item for item in column.entries}
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_librarys_functions(folder, small_networks):
     context = context_of(64, weights={"folder": str(folder.path)})
     column, found = measured(context)

@@ -102,6 +102,7 @@ def quick_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@pytest.mark.slow
 def test_the_parts_work_together(made):
     """From a text and a picture to predicted noise, in both compute dtypes."""
     model = folders.load(made)

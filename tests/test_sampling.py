@@ -246,6 +246,7 @@ def test_jit_equals_eager_and_parameters_are_arguments():
         jax.jit(lambda steps: sample(formula, None, x, key, schedule, config, steps))(steps.t)
 
 
+@pytest.mark.slow
 def test_keys_per_example_do_not_depend_on_the_batches():
     schedule, config = schedules.linear(50), SamplerConfig("ddpm")
     steps = trajectory(schedule, config, 5)

@@ -71,6 +71,7 @@ def first_run(models):
     return trial, seen
 
 
+@pytest.mark.slow
 def test_a_trial_takes_every_step_and_logs_it(first_run, models):
     trial, seen = first_run
     assert seen == [(1, 1), (2, 2), (3, 3)]
@@ -102,6 +103,7 @@ def test_a_broken_step_ends_a_run(models):
     assert run_steps(dataclasses.replace(stage, num_steps=0), models.mesh).log == {}
 
 
+@pytest.mark.slow
 def test_a_row_is_kept_and_made_anew_for_other_settings(models, tmp_path, monkeypatch, first_run):
     monkeypatch.setattr(studies, "run_trial", lambda *_: first_run[0])
     study = SeedStudy(models, tmp_path, JUDGING)

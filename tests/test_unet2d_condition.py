@@ -53,7 +53,10 @@ def exact(model):
     return inputs, quick_jit(module.apply)({"params": params}, *inputs)
 
 
-@pytest.mark.parametrize("name", golden.CONDITION_CASES)
+SLOW = pytest.param("condition_sd2", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW if n == "condition_sd2" else n for n in golden.CONDITION_CASES])
 def test_golden(name):
     cases = golden.CONDITION_CASES
     check_golden(name, cases, UNet2DConditionConfig, UNet2DCondition, gradients=name == "condition_sd2")
