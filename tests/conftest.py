@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -15,6 +16,8 @@ import jax
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+# Networks in torch: only where torch is there can doctests be looked for in them.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_clip.py", "torch_features.py"]
 
 
 @pytest.fixture
