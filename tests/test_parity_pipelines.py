@@ -235,7 +235,7 @@ def test_other_things_that_torch_saves_are_refused(kind, tmp_path):
         "module": (torch.nn.Linear(2, 3), "asks for 'torch.nn.modules.linear.Linear'"),
         "parameter": ({"w": torch.nn.Parameter(torch.zeros(2))}, "asks for 'torch._utils._rebuild_parameter'"),
         "nested": ({"state_dict": {"w": torch.zeros(2)}}, "'state_dict' is of type dict, not a tensor"),
-        "list": ([torch.zeros(2)], "EMPTY_LIST"),
+        "list": ([torch.zeros(2)], "holds something of type list, not a dictionary"),
         "number": ({"w": torch.zeros(2), "step": 3}, "'step' is of type int, not a tensor"),
         "expanded": ({"w": torch.zeros(2).expand(3, 2)}, "has overlapping strides"),
         "old format": ({"w": torch.zeros(2)}, "is not a zip: a file of torch before 1.6"),
