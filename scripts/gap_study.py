@@ -76,18 +76,19 @@ def unlearned(arguments: argparse.Namespace, models) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace, models, columns: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> metric -> Estimate, and ``<metric> ratio`` -> Estimate of gap / floor.
 
-    ``columns`` are the parameters of all models; the names of retrained ones begin with "retrained".
+    ``columns`` are the parameters of all models; retrained ones are named by ``io.workdir.retrained_names``.
     """
     import jax
     import numpy as np
 
     from jaxunlearn import sampling
     from jaxunlearn.images import to_model
+    from jaxunlearn.io.workdir import is_reference
     from jaxunlearn.metrics import gap
 
     model, split, key = models.base, models.split, jax.random.key(arguments.seed)
     rows, names = jax.jit(gap.make_eps_rows(model.predict, model.schedule)), list(columns)
-    references = [name for name in names if name.startswith("retrained")]
+    references = [name for name in names if is_reference(name)]
     options = {"n": arguments.draws, "replicates": arguments.replicates}
     forget = np.asarray(to_model(np.unique(split.images[split.forget], axis=0)))
     near = gap.gaps(rows, list(columns.values()), forget, model.schedule, jax.random.fold_in(key, 0), **options)
@@ -138,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runtime.set_up()
     from jaxunlearn.io.manifest import write_json
+    from jaxunlearn.io.workdir import retrained_names
     from train.study_flags import load_config, models_folder
     from train.study_models import study_models
     from train.study_tables import markdown
@@ -146,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = models_folder(arguments, arguments.seed)
     models = study_models(config, arguments.seed, arguments.out / "models", source=source)
     columns = {"before": models.base.params, **unlearned(arguments, models)}
-    for place in range(arguments.retrained):
-        columns["retrained" if not place else f"retrained_{place + 1}"] = _retrained(models, place).params
+    for place, name in enumerate(retrained_names(arguments.retrained)):
+        columns[name] = _retrained(models, place).params
     found = measure(arguments, models, columns)
     holds = ordered(found)
     text = markdown(HEADER, lines(found))

@@ -12,7 +12,7 @@ import pytest
 
 from jaxunlearn.images import to_model
 from jaxunlearn.io.forget import open_split
-from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.io.workdir import Workdir, retrained_names
 from jaxunlearn.objectives.probes import strata
 from jaxunlearn.parallel import make_mesh, replicate
 from tests import oracle
@@ -218,6 +218,6 @@ def test_a_photograph_among_digits_has_no_look_alikes(planted, ordinary):
 def test_levels_lie_on_a_line():
     assert Yardstick(1.0, 0.2, 0.6, 0.01).level(0.4) == pytest.approx(0.5)
     assert not Yardstick(1.0).has_level
-    assert yardstick.retrained_names(1) == ["retrained"]
+    assert retrained_names(1) == ["retrained"]
     # to_model of the images is what the look-alikes are found in.
     assert np.asarray(to_model(np.uint8([0, 255]))).tolist() == [-1, 1]

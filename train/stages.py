@@ -29,7 +29,7 @@ from jaxunlearn.io import diffusers
 from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.manifest import write_json
-from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.io.workdir import Workdir, retrained_names
 from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d_config import UNet2DConfig
 from jaxunlearn.parallel import sharded_step
@@ -42,10 +42,9 @@ from train.grids import GridSampler, save_grid
 from train.log import TrainingLog, say
 from train.loop import Collapsed, Preempted, StageRun, Termination, TrainingFailed, model_params, to_host, train
 from train.watch import Watch, make_watch
-from train.yardstick import retrained_names
 
 MODEL_OF_STAGE = {"base": "base", "unlearn": "unlearned", "retrain": "retrained"}
-"""The model that a stage makes; further retrained ones are named by :func:`train.yardstick.retrained_names`."""
+"""The model that a stage makes; further retrained ones are named by :func:`jaxunlearn.io.workdir.retrained_names`."""
 BEST, RESTORED = "best", "restored"
 """Models beside those of the stages: the best step where another one was returned, and the last sound one of a collapse."""
 MODEL_SECTIONS = ("seed", "data", "model", "scheduler", "base", "latents", "compute")

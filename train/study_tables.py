@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-COPIES, QUALITY, COLLAPSE = 0.1, 1.5, 1.5
-"""What counts as working: copies at most a tenth of before, Frechet distance at most 1.5 times that of before. A keep loss of
-1.5 times that of before counts as a collapse, as in :class:`jaxunlearn.forgetting.StopRule`."""
+from jaxunlearn.forgetting import StopRule
+from train.sweep_table import SHARE_OF_COPIES
+
+COPIES, QUALITY, COLLAPSE = SHARE_OF_COPIES, 1.5, StopRule.collapse
+"""What counts as working: copies at most a tenth of before, as in a sweep, Frechet distance at most 1.5 times that of before.
+A keep loss of 1.5 times that of before counts as a collapse, as in :class:`jaxunlearn.forgetting.StopRule`."""
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from jaxunlearn.io.batches import batch_indices
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.manifest import write_json
-from jaxunlearn.io.workdir import Workdir
+from jaxunlearn.io.workdir import Workdir, retrained_names
 from train import prepare
 from train.distributed import from_first
 from train.examples import Examples
@@ -60,15 +60,6 @@ class Yardstick:
     def level(self, loss: float) -> float:
         """The forget level of a mean loss on the forget images: 0 untouched, 1 as if they had never been seen."""
         return (loss - self.start) / (self.target - self.start)
-
-
-def retrained_names(count: int) -> list[str]:
-    """The names of retrained models: retrained, retrained_2, ...
-
-    >>> retrained_names(3)
-    ['retrained', 'retrained_2', 'retrained_3']
-    """
-    return ["retrained", *(f"retrained_{i}" for i in range(2, count + 1))]
 
 
 def look_alikes(split: Split, seed: int, points: Callable[[np.ndarray], np.ndarray], forget: np.ndarray) -> np.ndarray:

@@ -14,12 +14,11 @@ import jax
 import numpy as np
 
 from eval.context import Column, Context
-from eval.feature_networks import weights_for
+from eval.feature_networks import refusal, weights_for
 from eval.once import OncePerRun
 from eval.records import Entry, entry, missing, value
 from eval.references import some
 from jaxunlearn.images import to_uint8
-from jaxunlearn.io.feature_weights import MissingWeights
 from jaxunlearn.metrics import entries, extraction, statistics
 from jaxunlearn.metrics.resize import sscd_inputs
 from jaxunlearn.metrics.sscd_variants import sscd_calibrated
@@ -208,10 +207,8 @@ def _load(context: Context) -> Detector | tuple[str, str]:
     try:
         weights = weights_for(settings, "sscd")
         params = jax.device_put(sscd.from_flat(weights.tensors))
-    except MissingWeights as error:
-        return str(error), "not_run"
     except ValueError as error:
-        return str(error), "failed"
+        return refusal(error)
     program, size = jax.jit(sscd.embed), settings["sscd"]["batch_size"]
 
     def embed(pictures: np.ndarray) -> np.ndarray:

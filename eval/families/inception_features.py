@@ -17,11 +17,10 @@ import numpy as np
 
 from eval.context import Column, Context
 from eval.feature_entries import MANIFOLDS, kernel_entry, manifold_entries
-from eval.feature_networks import weights_for
+from eval.feature_networks import refusal, weights_for
 from eval.once import OncePerRun
 from eval.records import Entry, entry, missing
 from eval.references import reference_positions
-from jaxunlearn.io.feature_weights import MissingWeights
 from jaxunlearn.io.moments_cache import MomentsKey, data_sha256, load_moments, save_moments
 from jaxunlearn.metrics.feature_moments import FeatureFn, FeatureStream
 from jaxunlearn.metrics.frechet import Moments, frechet_distance, frechet_distance_rows
@@ -111,10 +110,8 @@ def _load(context: Context) -> Network | tuple[str, str]:
     try:
         weights = weights_for(settings, "inception")
         params = jax.device_put(inception.from_flat(weights.tensors))
-    except MissingWeights as error:
-        return str(error), "not_run"
     except ValueError as error:
-        return str(error), "failed"
+        return refusal(error)
     # In random order, because only the first rows are kept.
     images, positions = context.split.images, reference_positions(context.split, settings["seed"])
     positions = np.random.default_rng([settings["seed"], 3]).permutation(positions)

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from eval.context import Column, Context
-from eval.feature_networks import weights_for
+from eval.feature_networks import refusal, weights_for
 from eval.once import OncePerRun
 from eval.records import Entry, entry, missing
-from jaxunlearn.io.feature_weights import MissingWeights
 from jaxunlearn.metrics import statistics
 from jaxunlearn.metrics.aesthetic import aesthetic, clip_inputs
 from jaxunlearn.metrics.clip_iqa import PROMPTS, clip_iqa, clip_iqa_inputs
@@ -119,10 +118,8 @@ def _prepare(context: Context) -> Yardstick:
         try:
             judges[name] = load(context.settings)
             values[name] = judges[name].score(images)
-        except MissingWeights as error:
-            judges[name] = str(error), "not_run"
         except ValueError as error:
-            judges[name] = str(error), "failed"
+            judges[name] = refusal(error)
     return Yardstick(judges, values)
 
 

@@ -83,6 +83,15 @@ class Workdir:
         return self.root / name
 
 
+def retrained_names(count: int) -> list[str]:
+    """The names of retrained models: retrained, retrained_2, ...
+
+    >>> retrained_names(3)
+    ['retrained', 'retrained_2', 'retrained_3']
+    """
+    return ["retrained", *(f"retrained_{i}" for i in range(2, count + 1))]
+
+
 def is_reference(name: str) -> bool:
     """Whether a model's name is that of one retrained without the forget set.
 
