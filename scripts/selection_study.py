@@ -25,9 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 STRENGTHS = {
-    "siss": ("combine.rho", (0.025, 0.05, 0.1, 0.2, 0.4), {}),
-    "npo": ("combine.forget", (0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
-    "simnpo": ("combine.forget", (0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
+    "siss": ("combine.rho", (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4), {}),
+    "npo": ("combine.forget", (0.003125, 0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
+    "simnpo": ("combine.forget", (0.003125, 0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2), {"beta": 0.1}),
 }
 """Method -> the key below `unlearn` that is its strength, the values that are tried, and further settings of it."""
 RULES = ("auto", "spectrum", "responsibility")
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--windows", nargs="+", default=["250,750"], help="T1,T2 of each")
     parser.add_argument("--cutoffs", nargs="+", type=float, default=[0.5], help="of the low-pass filters, 1 = Nyquist")
     parser.add_argument("--rules", nargs="+", default=["auto"], choices=RULES)
-    parser.add_argument("--strengths", nargs="+", type=float, help="tried from the weakest on; by default five values")
+    parser.add_argument("--strengths", nargs="+", type=float, help="tried from the weakest on; each method has its own")
     parser.set_defaults(out=ROOT / "runs" / "selection_study")
     return study_flags.parse(parser, argv)
 
@@ -132,7 +132,7 @@ def against_the_grid(rows: Mapping[str, Sequence[Mapping[str, Any]]], rule: str 
 
     >>> row = lambda fd: [{"enough": True, "fd_ratio": fd}]
     >>> against_the_grid({"none": row(2.0), "window": row(0.8), "auto": row(1.0)})
-    {'rule': 'auto', 'best': 'window', 'fd_rule': 1.0, 'fd_best': 0.8, 'ratio': 1.25}
+    {'rule': 'auto', 'best': 'window', 'fd_rule': 1.0, 'fd_best': 0.8, 'ratio': 1.25, 'of_seeds': [1.25]}
     """
     import numpy as np
 
@@ -144,8 +144,12 @@ def against_the_grid(rows: Mapping[str, Sequence[Mapping[str, Any]]], rule: str 
     grid = {name: value for name, value in means.items() if name not in RULES}
     best = min(grid, key=grid.get) if grid else None
     own = means.get(rule)
-    ratio = own / grid[best] if best is not None and own is not None else None
-    return {"rule": rule, "best": best, "fd_rule": own, "fd_best": grid.get(best), "ratio": ratio}
+    found = {"rule": rule, "best": best, "fd_rule": own, "fd_best": grid.get(best), "ratio": None, "of_seeds": []}
+    if best is None or own is None:
+        return found
+    pairs = zip(rows[rule], rows[best], strict=True)
+    of_seeds = [chosen["fd_ratio"] / other["fd_ratio"] for chosen, other in pairs]
+    return {**found, "ratio": own / grid[best], "of_seeds": of_seeds}
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
@@ -154,7 +158,8 @@ def _sentence(found: Mapping[str, Any]) -> str:
         return f"No comparison of {found['rule']} with the grid: {absent} forgotten enough for every seed."
     return (
         f"Frechet distance of {found['rule']} over that of the grid's best ({found['best']}): "
-        f"{found['fd_rule']:.2f} / {found['fd_best']:.2f} = {found['ratio']:.2f}."
+        f"{found['fd_rule']:.2f} / {found['fd_best']:.2f} = {found['ratio']:.2f}; "
+        f"of each seed: {', '.join(f'{ratio:.2f}' for ratio in found['of_seeds'])}."
     )
 
 

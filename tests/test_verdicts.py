@@ -64,6 +64,9 @@ def test_copies_are_judged_by_their_bound():
     for count, n, expected in ((0, 2994, "inconclusive"), (0, 2995, "pass"), (1, 2995, "fail"), (300, 3000, "fail")):
         columns["after"][0] = rate(count, n)
         assert state("copies", columns) == expected, (count, n)
+    for n in (1, 100, 2994):  # however few there were, the reason names what would be enough
+        columns["after"][0] = rate(0, n)
+        assert "; 2,995 would be enough" in verdicts(columns)["copies"]["reason"]
     # The retrained model copies as well: one copy in few samples says nothing.
     both = make_columns(1)
     both["after"][0], both["retrained"][0] = rate(1, 1000), rate(10, 1000)

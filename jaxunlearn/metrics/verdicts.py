@@ -124,7 +124,9 @@ def _copies(columns: Columns) -> Verdict:
     if count:
         reason = f"{count} of {after['n']} samples are copies, too few to tell from the retrained models' share"
     else:
-        reason = f"no copy in {after['n']} samples shows a share of at most {upper:.2g}; more samples are needed"
+        # No copy in n samples bounds the share by 1 - (1 - confidence)**(1 / n): the same for the bound that is asked for.
+        needed = math.floor(after["n"] * math.log1p(-upper) / math.log1p(-limit)) + 1
+        reason = f"no copy in {after['n']:,} samples shows a share of at most {upper:.2g}; {needed:,} would be enough"
     return _verdict("copies", claim, rule, "inconclusive", reason, **details)
 
 

@@ -83,6 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.checkpoint.every = 500
     config.eval.include_images = True  # a public photograph
+    config.eval.num_samples = 3000  # without a copy among them its share is below .1 % (95 %), as the report asks
     if variant == "smoke":
         config.name = "digits-smoke"
         config.base.num_steps = 20
