@@ -5,9 +5,9 @@
         --config.data.path=MNIST_FOLDER --config.data.plant.image=TSHIRT.png --out runs/selection_mnist
 
 For every method (SISS, whose strength is `combine.rho`, and NPO, whose strength is the weight of its forget term) and every
-selection the strengths are tried from the weakest on, until at most a tenth of the copies is left. So qualities are compared
-where each selection has just forgotten enough. The rows: `none`; `window`; `low_pass`; both; and what the launcher's rules
-choose (`--config.select=auto`). The best of all but the rules is the grid's best.
+selection the strengths are tried from the weakest on, until at most a tenth of the copies is left (`--left`; 0: none). So
+qualities are compared where each selection has just forgotten enough. The rows: `none`; `window`; `low_pass`; both; and what
+the launcher's rules choose (`--config.select=auto`). The best of all but the rules is the grid's best.
 Models and finished rows are kept under --out: a stopped study goes on.
 """
 
@@ -37,6 +37,7 @@ HEADER = ("selection", "which", "enough forgotten", "strength", "copies", "Frech
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     from train import study_flags
+    from train.study_tables import COPIES
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     study_flags.add_flags(parser, samples=1000)
@@ -46,9 +47,32 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--windows", nargs="+", default=["250,750"], help="T1,T2 of each")
     parser.add_argument("--cutoffs", nargs="+", type=float, default=[0.5], help="of the low-pass filters, 1 = Nyquist")
     parser.add_argument("--rules", nargs="+", default=["auto"], choices=RULES)
-    parser.add_argument("--strengths", nargs="+", type=float, help="tried from the weakest on; each method has its own")
+    parser.add_argument("--strengths", nargs="+", default=[], help="METHOD=V1,V2,... of each that should try others")
+    parser.add_argument("--left", type=float, default=COPIES, help="share of the copies that may be left, %(default)s")
     parser.set_defaults(out=ROOT / "runs" / "selection_study")
-    return study_flags.parse(parser, argv)
+    arguments = study_flags.parse(parser, argv)
+    if not 0 <= arguments.left < 1:
+        parser.error(f"--left must be at least 0 and below 1, got {arguments.left:g}")
+    try:
+        arguments.strengths = strengths_of(arguments.strengths)
+    except ValueError as error:
+        parser.error(f"--strengths: {error}")
+    return arguments
+
+
+def strengths_of(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """What each method tries, from the weakest on.
+
+    >>> strengths_of(["siss=0.2,0.1"])["siss"], strengths_of([])["siss"][:2]
+    ((0.1, 0.2), (0.0125, 0.025))
+    """
+    found = {method: values for method, (_, values, _) in STRENGTHS.items()}
+    for text in texts:
+        method, equals, values = text.partition("=")
+        if method not in STRENGTHS or not equals:
+            raise ValueError(f"{text!r} is not METHOD=V1,V2,... with a method of {', '.join(STRENGTHS)}")
+        found[method] = tuple(sorted(float(value) for value in values.split(",")))
+    return found
 
 
 def selections_of(windows: Sequence[str], cutoffs: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -84,23 +108,22 @@ def chosen(study, config, rule: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     return dict(found.select), found.reasons
 
 
-def weakest(study, name: str, config, key: str, strengths: Sequence[float], program) -> dict[str, Any]:
-    """The row of the weakest strength that leaves at most a tenth of the copies; of the last one where none does.
+def weakest(study, name: str, config, key: str, strengths: Sequence[float], program, left: float) -> dict[str, Any]:
+    """The row of the weakest strength that leaves few enough copies; of the last one where none does.
 
     Args:
       study: of a seed.
       name: of the rows' files.
       config: the configuration, whose strength is changed.
       key: of the strength, below `unlearn`.
-      strengths: what is tried.
+      strengths: what is tried, from the weakest on.
       program: unlearns; one compiled step serves every selection and strength.
+      left: share of the copies before that is few enough.
     """
-    from train.study_tables import COPIES
-
-    for strength in sorted(strengths):
+    for strength in strengths:
         config.unlearn.update_from_flattened_dict({key: strength})
         row = study.row(f"{name}_{strength:g}", config, level=False, unlearn=program.run)
-        enough = row["copies"] <= COPIES * row["copies_before"] and row["fd_ratio"] is not None
+        enough = row["copies"] <= left * row["copies_before"] and row["fd_ratio"] is not None
         if enough or row["broken_step"] is not None:
             break
     return {**row, "strength": strength, "enough": enough}
@@ -191,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         before.append(study.before)
         num_steps = models.base.schedule.num_steps
         for method in arguments.methods:
-            key, strengths, further = STRENGTHS[method]
+            key, _, further = STRENGTHS[method]
+            strengths = arguments.strengths[method]
             settings = {"method": method, "combine.name": "", **further}
             own = load_config(arguments.config, {f"unlearn.{k}": v for k, v in settings.items()} | overrides)
             own.seed = seed
@@ -204,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 config = copy.deepcopy(own)
                 config.unlearn.select.update(values)
                 slug = f"{method}_{name.replace(' ', '_')}"
-                row = weakest(study, slug, config, key, arguments.strengths or strengths, program)
+                row = weakest(study, slug, config, key, strengths, program, arguments.left)
                 which = describe(values, num_steps)
                 rows[method].setdefault(name, []).append({**row, "which": which, "select": values})
 
@@ -215,8 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [
         f"{datetime.date.today()}, configuration {base.name}: {base.unlearn.num_steps} steps of {base.unlearn.batch_size}, "
         f"{len(arguments.seeds)} seed(s), {judging.num_samples} samples with {judging.sampling_steps} DDIM steps each; "
-        f"before unlearning {copies} of them are copies. Each line shows the weakest strength that leaves at most a tenth "
-        "of them. Mean ± standard deviation over seeds; ratios are to the model before."
+        f"before unlearning {copies} of them are copies. Each line shows the weakest strength that leaves at most "
+        f"{arguments.left:.0%} of them. Mean ± standard deviation over seeds; ratios are to the model before."
     ]
     for method, of_method in rows.items():
         parts += [f"`{method}` (strength: {STRENGTHS[method][0]})", markdown(HEADER, table(of_method))]
@@ -224,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n\n".join(parts)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "selection.md").write_text(text + "\n")
-    record = {"date": str(datetime.date.today()), "seeds": arguments.seeds, "before": before, "rows": rows}
+    record = {"date": str(datetime.date.today()), "seeds": arguments.seeds, "left": arguments.left}
+    record |= {"before": before, "rows": rows}
     write_json(arguments.out / "selection.json", {**record, "reasons": reasons, "against_the_grid": found})
     say(f"\n{text}\n\nwritten: {arguments.out / 'selection.md'}, {arguments.out / 'selection.json'}")
 

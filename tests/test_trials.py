@@ -224,7 +224,7 @@ def test_the_table_of_methods_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_the_study_of_selections_compares_with_the_grid(tmp_path):
-    arguments = (*TINY_STUDY, "--methods", "siss", "--strengths", "0.1", "0.2", "--out", tmp_path)
+    arguments = (*TINY_STUDY, "--methods", "siss", "--strengths", "siss=0.1,0.2", "--out", tmp_path)
     result = script("selection_study", *arguments)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "selection.json").read_text())
