@@ -15,8 +15,10 @@ With ``s = forget_sign`` (-1: the forget loss is ascended):
 =================  ==========================================================================
 
 Every number of a combiner may be a function of the optimiser step (any optax schedule); the sign of the forget part may not
-change. ``relative_norm`` is the safe default: it needs no tuning to the scale of the model, its ratio of the two parts is
-known at every step, and for rho < 1 the keep loss falls to first order.
+change: where c, rho or a weight of ``pcgrad`` must not be negative, negative values of a function count as zero.
+
+``relative_norm`` is the safe default: it needs no tuning to the scale of the model, its ratio of the two parts is known at
+every step, and for rho < 1 the keep loss falls to first order.
 
 A forget gradient of norm zero gives a zero forget part, never NaN: a batch may hold no example inside a time window.
 """
@@ -40,6 +42,11 @@ TINY = 1e-20
 
 def _at(value: Scalar, step: Array) -> Array:
     return value(step) if callable(value) else value
+
+
+def _not_negative_at(value: Scalar, step: Array) -> Array:
+    """The number at a step; a function's negative value would turn the forget part round and counts as zero."""
+    return jnp.maximum(value(step), 0) if callable(value) else value
 
 
 def _no_state(params: PyTree) -> tuple:
@@ -159,7 +166,8 @@ def fixed_norm(c: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf)
     """The forget gradient is rescaled, up or down, to norm c (the ``scaling_norm`` of SISS).
 
     Args:
-      c: wanted norm of the forget part, not negative. The published values assume errors summed over pixels.
+      c: wanted norm of the forget part, not negative (negative values of a function count as zero). The published values
+        assume errors summed over pixels.
       forget_sign: -1 to ascend the forget loss (SISS), +1 to descend it.
       max_scale: upper bound of ``c / |g_forget|``.
 
@@ -168,20 +176,25 @@ def fixed_norm(c: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf)
     """
     if not callable(c) and not (math.isfinite(c) and c >= 0):
         raise ValueError(f"fixed_norm needs a finite c >= 0, got {c}")
-    return _scaled_forget("fixed_norm", lambda keep_norm, step: _at(c, step), forget_sign, max_scale)
+    return _scaled_forget("fixed_norm", lambda keep_norm, step: _not_negative_at(c, step), forget_sign, max_scale)
 
 
 def relative_norm(rho: Scalar, *, forget_sign: int = -1, max_scale: float = math.inf) -> Combine:
     """The forget part has exactly rho times the norm of the keep gradient: the recommended default, rho = 0.1.
 
-    For rho < 1 the keep loss falls to first order: ``<g_keep, direction> >= (1 - rho) |g_keep|^2``.
+    For rho < 1 the keep loss falls to first order: ``<g_keep, direction> >= (1 - rho) |g_keep|^2``. Where rho is a function
+    of the step, its negative values count as zero.
 
     Raises:
       ValueError: negative rho, bad sign or bound.
     """
     if not callable(rho) and not (math.isfinite(rho) and rho >= 0):
         raise ValueError(f"relative_norm needs a finite rho >= 0, got {rho}")
-    return _scaled_forget("relative_norm", lambda keep_norm, step: _at(rho, step) * keep_norm, forget_sign, max_scale)
+
+    def wanted_norm(keep_norm, step):
+        return _not_negative_at(rho, step) * keep_norm
+
+    return _scaled_forget("relative_norm", wanted_norm, forget_sign, max_scale)
 
 
 def erasediff(eta: Scalar) -> Combine:
@@ -229,7 +242,7 @@ def pcgrad(*, keep: Scalar = 1.0, forget: Scalar = 1.0, forget_sign: int = -1, t
     Read in the code of restricted-gradient diversity unlearning (RGD), which takes keep = 5, forget = 1.
 
     Args:
-      keep: weight of the keep part, a number >= 0 or a function of the step.
+      keep: weight of the keep part, a number >= 0 or a function of the step, whose negative values count as zero.
       forget: weight of the forget part, likewise; its direction is ``forget_sign``'s.
       forget_sign: -1 to ascend the forget loss, +1 to descend it.
       two_sided: False projects the forget gradient alone: ``direction = forget h' + keep g_keep``, in which the keep
@@ -250,7 +263,7 @@ def pcgrad(*, keep: Scalar = 1.0, forget: Scalar = 1.0, forget_sign: int = -1, t
         per_keep, per_forget = _reciprocal(keep_norm), _reciprocal(forget_norm)
         cosine = tree_dot(g_keep, g_forget) * per_keep * per_forget
         opposed = jnp.minimum(forget_sign * cosine, 0)  # q / (|g_keep| |h|)
-        w_keep, w_forget = _at(keep, step), _at(forget, step)
+        w_keep, w_forget = _not_negative_at(keep, step), _not_negative_at(forget, step)
         from_forget = -opposed * forget_norm * per_keep
         from_keep = -opposed * keep_norm * per_forget if two_sided else 0.0
         scale = jnp.where(forget_norm <= TINY, 0, w_forget + w_keep * from_keep)

@@ -6,9 +6,9 @@ and model,
     forget_level = (l - l_0) / (l* - l_0)
 
 where ``l`` is the mean denoising loss of the model on the forget images, ``l_0`` that of the starting model, and ``l*`` the
-target: the loss of a retrained model on the same images (the definition), or that of the starting model on held-out images
-that look like them. 0 is untouched, 1 as if never seen, above 1 over-unlearned: a loss above that of a retrained model is
-itself a trace. This is our own design, from no paper; the thresholds are ours.
+target: the loss of a retrained model on the same images (the definition), or that of the starting model on the held-out
+images that look most like each of them. 0 is untouched, 1 as if never seen, above 1 over-unlearned: a loss above that of a
+retrained model is itself a trace. This is our own design, from no paper; the thresholds are ours.
 """
 
 from __future__ import annotations
@@ -107,6 +107,24 @@ def _status(level: float) -> str:
     return "retrain_level" if level <= 1.2 else "over_unlearned"
 
 
+def _own_targets(
+    target: np.ndarray, nearest: np.ndarray | None, count: int, rng: np.random.Generator, resamples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The target of each forget image from its look-alikes [N, K, R], and how their mean varies with the look-alikes [S].
+
+    One look-alike may stand for several images: the distinct ones are drawn, each with all that it contributes.
+    """
+    share = np.full((count, len(target)), 1 / len(target))
+    if nearest is not None:
+        share = np.zeros_like(share)
+        np.add.at(share, (np.arange(count)[:, None], nearest), 1 / nearest.shape[1])
+    of_look_alike = target.mean(axis=(1, 2))
+    part = share.mean(axis=0) * of_look_alike - share.T @ (share @ of_look_alike) / count  # they sum to 0
+    n = len(target) if nearest is None else nearest.shape[1]
+    pick = rng.integers(0, len(target), (resamples, len(target)))
+    return np.tensordot(share, target, axes=1), np.sqrt(n / (n - 1)) * part[pick].sum(axis=1)
+
+
 def _resampled(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Means of the last axis of values [..., n] under resampling by index [S, ..., n]: spread as that of a true redraw."""
     n = values.shape[-1]
@@ -121,6 +139,7 @@ def forget_level(
     target: np.ndarray,
     *,
     paired: bool,
+    nearest: np.ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -136,6 +155,8 @@ def forget_level(
       target: of a retrained model on the same images [N, K, R] (``paired=True``), or of the starting model on look-alikes
         [M, K, R] with M >= 2 (``paired=False``). A number of your own: ``np.full(start.shape, value)``, paired.
       paired: which of both.
+      nearest: the look-alikes of each forget image, [N, k] positions in ``target`` with k >= 2 (:func:`look_alikes`); None:
+        all of them stand for every image.
       confidence: of the interval, in (0, 1).
       resamples: of the bootstrap.
       seed: of the bootstrap.
@@ -145,10 +166,12 @@ def forget_level(
       no level and no stop rule. ``collapsed`` where a current loss is not finite.
 
     Raises:
-      ValueError: shapes that do not fit; start or target not finite; too few noises or look-alikes.
+      ValueError: shapes that do not fit; start or target not finite; too few noises or look-alikes; positions of
+        look-alikes that are not there.
     """
     current, start, target = (np.asarray(x, np.float64) for x in (current, start, target))
     _check_losses(current, start, target, paired)
+    _check_nearest(nearest, start, target, paired)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     rng = np.random.default_rng(seed)
@@ -157,13 +180,12 @@ def forget_level(
     def over_noises(per_probe):
         return _resampled(per_probe, noises).mean(axis=1)
 
-    target_mean = target.mean(axis=0)
-    gaps = over_noises(target_mean - start.mean(axis=0))
+    spread = 0.0
     if not paired:
-        of_image = target.mean(axis=(1, 2))
-        pick = rng.integers(0, len(of_image), (resamples, len(of_image)))
-        gaps = gaps + _resampled(of_image, pick) - of_image.mean()
-    gap, gap_error = float(np.mean(target_mean - start.mean(axis=0))), float(gaps.std(ddof=1))
+        target, spread = _own_targets(target, nearest, len(start), rng, resamples)
+    own_gaps = target - start
+    gaps = over_noises(own_gaps.mean(axis=0)) + spread
+    gap, gap_error = float(own_gaps.mean()), float(gaps.std(ddof=1))
     nothing = ForgetLevel(math.nan, math.nan, math.nan, np.full(len(start), math.nan), gap, gap_error, "")
     if not np.all(np.isfinite(current)):
         return nothing._replace(status="collapsed")
@@ -175,7 +197,7 @@ def forget_level(
     level = float(change.mean() / gap)
     tail = (1 - confidence) / 2
     low, high = np.quantile(levels[gaps > 0], [tail, 1 - tail])
-    own_gap = (target if paired else target_mean[None]).mean(axis=(1, 2)) - start.mean(axis=(1, 2))
+    own_gap = own_gaps.mean(axis=(1, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         own = np.where(own_gap > 2 * gap_error, (current - start).mean(axis=(1, 2)) / own_gap, math.nan)
     return ForgetLevel(level, float(low), float(high), own, gap, gap_error, _status(level))
@@ -197,6 +219,19 @@ def _check_losses(current: np.ndarray, start: np.ndarray, target: np.ndarray, pa
         raise ValueError("\n".join(problems))
 
 
+def _check_nearest(nearest: np.ndarray | None, start: np.ndarray, target: np.ndarray, paired: bool) -> None:
+    if nearest is None:
+        return
+    if paired:
+        raise ValueError("nearest says which look-alikes stand for an image; a paired target has none")
+    if nearest.ndim != 2 or len(nearest) != len(start) or nearest.shape[1] < 2:
+        raise ValueError(f"nearest must be [{len(start)} forget images, look-alikes >= 2], got {nearest.shape}")
+    if nearest.min() < 0 or nearest.max() >= len(target):
+        raise ValueError(
+            f"nearest must be positions of the {len(target)} look-alikes, got {nearest.min()}..{nearest.max()}"
+        )
+
+
 def _nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """rms distance [N, M] in the images' own unit, in float64."""
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (images, references))
@@ -207,7 +242,7 @@ def _nearest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def look_alikes(
     forget: np.ndarray, held_out: np.ndarray, keep: np.ndarray, *, count: int = 64, quantile: float = 0.99
 ) -> np.ndarray:
-    """Which held-out images stand for the forget images: the nearest ones, refused where none is near.
+    """Which held-out images stand for each forget image: the nearest ones, refused where none is near.
 
     A forget image that is unlike all others has a retrain level far above any held-out image, and a rule that stops at theirs
     would stop far too early.
@@ -216,11 +251,11 @@ def look_alikes(
       forget: [N,H,W,C].
       held_out: [M,H,W,C], never trained on.
       keep: [K,H,W,C], training images (a sample will do): how far from held-out images an ordinary image lies.
-      count: number of look-alikes in all, the nearest to any forget image (all of them where M is smaller).
+      count: number of look-alikes of each forget image (all held-out images where M is smaller).
       quantile: of the keep images' distances beyond which a forget image has no look-alikes.
 
     Returns:
-      int64 [min(count, M)], indices into ``held_out``, nearest first.
+      int64 [N, min(count, M)], indices into ``held_out``, nearest first.
 
     Raises:
       ValueError: fewer than 2 held-out or 2 keep images; a forget image without look-alikes.
@@ -240,7 +275,7 @@ def look_alikes(
             f"is {distance[far[0]].min():.3g} away (rms), beyond {limit:.3g}, the {quantile:.0%} quantile of keep images. "
             "Measure against a model retrained without them"
         )
-    return np.argsort(distance.min(axis=0), kind="stable")[:count]
+    return np.argsort(distance, axis=1, kind="stable")[:, :count]
 
 
 # When to stop.

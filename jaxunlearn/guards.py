@@ -61,7 +61,7 @@ class MaskState(NamedTuple):
 
 
 class ReserveState(NamedTuple):
-    """State of :func:`plasticity_reserve`: the old weights, and with ``recycle=False`` what is left per unit."""
+    """State of :func:`plasticity_reserve`: the old weights, or with ``recycle=False`` instead what is left per unit."""
 
     center: PyTree
     left: PyTree
@@ -280,23 +280,29 @@ def plasticity_reserve(
       capacity: share of a unit's own magnitude (at least the mean one of its leaf) that it may drift; 0 freezes.
       floor: capacity per entry that even a unit of zeros has; with 0 a leaf of zeros stays frozen (:func:`frozen_units`).
       recycle: False pays ``sum |p_u|`` for every step, back or forth, out of a reserve that is never refunded: it bounds
-        the length of the path.
+        the length of the path. What is left is reckoned at init and stored, hence not with ``center="ref_params"``.
       unit_axis: the axis of kernels that counts units; Flax and this library's layers have outputs last.
       center: see the module's text.
 
     Raises:
-      ValueError: negative or non-finite capacity or floor; trees that do not fit; no parameters or ``ref_params`` given.
+      ValueError: negative or non-finite capacity or floor; trees that do not fit; no parameters or ``ref_params`` given;
+        ``recycle=False`` with ``center="ref_params"``.
     """
     _check_number("plasticity_reserve", "capacity", capacity)
     _check_number("plasticity_reserve", "floor", floor)
     _check_center(center)
+    if not recycle and isinstance(center, str):
+        raise ValueError(
+            "plasticity_reserve(recycle=False) stores what is left of the reserve at init, before any ref_params are given: "
+            "take center=None (the parameters at init) or a tree"
+        )
 
     def init(params):
-        left = None
-        if not recycle:
-            old = params if center is None or isinstance(center, str) else center
-            left = unit_capacity(old, capacity, floor, unit_axis)
-        return ReserveState(_stored_center(center, params), left)
+        if recycle:
+            return ReserveState(_stored_center(center, params), None)
+        if center is not None:
+            _check_same(center, params, "center")
+        return ReserveState(None, unit_capacity(params if center is None else center, capacity, floor, unit_axis))
 
     def scaled(update, reserve, cost):
         share = jnp.where(cost > reserve, reserve / jnp.where(cost > 0, cost, 1), 1)
@@ -309,7 +315,7 @@ def plasticity_reserve(
         if not recycle:
             cost = jax.tree.map(lambda u: _unit_sum(u, unit_axis), updates)
             left = jax.tree.map(lambda r, c: r - jnp.minimum(c, r), state.left, cost)
-            return jax.tree.map(scaled, updates, state.left, cost), ReserveState(state.center, left)
+            return jax.tree.map(scaled, updates, state.left, cost), ReserveState(None, left)
         old = _center(state.center, ref_params, "plasticity_reserve")
         limits = unit_capacity(old, capacity, floor, unit_axis)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.registry import look_up
 from jaxunlearn.schedule import Schedule, per_example
-from jaxunlearn.types import Array, Predict, PyTree
+from jaxunlearn.types import Array, Predict, PyTree, TimeWeight
 
 
 def from_linen(module: Any, **apply_kwargs) -> Predict:
@@ -92,3 +93,36 @@ def to_eps(predict: Predict, prediction_type: str, schedule: Schedule) -> Predic
     """
     conversions = {"epsilon": lambda model, _: model, "v_prediction": eps_from_v, "sample": eps_from_x0}
     return look_up("prediction_type", prediction_type, conversions)(predict, schedule)
+
+
+NATIVE_WEIGHTS = {
+    "epsilon": lambda schedule, t: jnp.ones(jnp.shape(t)),
+    "v_prediction": lambda schedule, t: 1 + jnp.exp(-schedule.log_snr(t)),
+    "sample": lambda schedule, t: jnp.exp(-schedule.log_snr(t)),
+}
+"""Squared error of the model's own output over that of eps, by prediction type: 1, ``1 / alpha^2``, ``(sigma / alpha)^2``."""
+
+
+def native_weight(schedule: Schedule, prediction_type: str, *, cap: float = 20.0) -> TimeWeight:
+    """The weight that gives a wrapped model the loss it was trained with, ``weighted(error, native_weight(...))``.
+
+    ``|v_hat - v|^2 = |eps_hat - eps|^2 / alpha^2`` and ``|x0_hat - x0|^2 = (sigma / alpha)^2 |eps_hat - eps|^2``. At the
+    noisiest steps these weights are huge (25,000 on the linear schedule): they are cut off at ``cap``, a value of our own.
+
+    Args:
+      schedule: the noise schedule.
+      prediction_type: ``epsilon`` (the weight is 1), ``v_prediction`` or ``sample``.
+      cap: the largest weight, positive; ``math.inf`` for the exact loss.
+
+    Raises:
+      ValueError: unknown type, a cap that is not positive, or a step with alpha = 0, where the weight has no value.
+    """
+    ratio = look_up("prediction_type", prediction_type, NATIVE_WEIGHTS)
+    if not cap > 0:
+        raise ValueError(f"native_weight needs cap > 0, got {cap}")
+    if prediction_type != "epsilon" and schedule.alphas_cumprod[-1] == 0:
+        raise ValueError(
+            f"native_weight of {prediction_type} needs alpha > 0 at every timestep; the last one of this schedule has none "
+            "(zero terminal SNR)"
+        )
+    return lambda t: jnp.minimum(ratio(schedule, t), cap)

@@ -22,7 +22,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.errors import at_least_float32
 from jaxunlearn.schedule import per_example
@@ -131,8 +133,18 @@ def eps_from_score(score: Array, sigma: Array) -> Array:
     return -per_example(sigma, score) * score
 
 
+def _need_alpha(who: str, alpha: Array) -> None:
+    if not isinstance(alpha, jax.core.Tracer) and np.any(np.asarray(alpha) == 0):
+        raise ValueError(f"{who} needs alpha > 0: at alpha = 0 (zero terminal SNR) nothing is left of the image")
+
+
 def x0_from_eps(x_tau: Array, eps: Array, alpha: Array, sigma: Array) -> Array:
-    """``(x_tau - sigma eps) / alpha``; alpha, sigma [B]."""
+    """``(x_tau - sigma eps) / alpha``; alpha, sigma [B].
+
+    Raises:
+      ValueError: an alpha of 0 (values that are traced are not looked at).
+    """
+    _need_alpha("x0_from_eps", alpha)
     return (x_tau - per_example(sigma, eps) * eps) / per_example(alpha, eps)
 
 
@@ -142,7 +154,12 @@ def eps_from_x0(x_tau: Array, x0: Array, alpha: Array, sigma: Array) -> Array:
 
 
 def v_from_eps(x_tau: Array, eps: Array, alpha: Array, sigma: Array) -> Array:
-    """``(eps - sigma x_tau) / alpha``; alpha, sigma [B], alpha^2 + sigma^2 = 1."""
+    """``(eps - sigma x_tau) / alpha``; alpha, sigma [B], alpha^2 + sigma^2 = 1.
+
+    Raises:
+      ValueError: an alpha of 0 (values that are traced are not looked at).
+    """
+    _need_alpha("v_from_eps", alpha)
     return (eps - per_example(sigma, eps) * x_tau) / per_example(alpha, eps)
 
 

@@ -51,7 +51,8 @@ def window(t1: int, t2: int, num_steps: int | None = None) -> TimeWeight:
 def window_from_log_snr(schedule: Schedule, *, high: float, low: float) -> tuple[int, int]:
     """The window (t1, t2) in which ``low < log_snr(t) <= high``. Noise level, not t, transfers between schedules.
 
-    ``high = log_snr(t1), low = log_snr(t2)`` is an exact round trip; ``low = -inf`` gives t2 = T.
+    ``high = log_snr(t1), low = log_snr(t2)`` is an exact round trip where both are finite; ``low = -inf`` gives t2 = T, also
+    at zero terminal SNR, where the last step itself lies at -inf.
 
     Raises:
       ValueError: ``high < low``, or no step lies in between.
@@ -61,7 +62,8 @@ def window_from_log_snr(schedule: Schedule, *, high: float, low: float) -> tuple
     # All in float32, so that bounds taken from `schedule.log_snr` and bounds computed in float64 count the same steps.
     log_snr = np.asarray(schedule.log_snr(np.arange(schedule.num_steps)), np.float32)
     high, low = np.float32(high), np.float32(low)
-    t1, t2 = int(np.sum(log_snr > high)), int(np.sum(log_snr > low))
+    t1 = int(np.sum(log_snr > high))
+    t2 = schedule.num_steps if low == -np.inf else int(np.sum(log_snr > low))
     if t1 >= t2:
         raise ValueError(f"no timestep has log_snr in ({low}, {high}]; the schedule covers {log_snr[-1]}..{log_snr[0]}")
     return t1, t2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,20 @@ def test_coefficients_may_depend_on_the_step():
         tm.close(scheduled, make(0.3).apply(grads, (), 0)[0], 1e-6)
     scheduled = weighted_sum(keep=rising, forget=-1.0).apply(grads, (), jnp.int32(3))[0]
     tm.close(scheduled, weighted_sum(keep=0.3, forget=-1.0).apply(grads, (), 0)[0], 1e-6)
+
+
+def test_a_number_that_turns_negative_never_turns_the_forget_part_round():
+    """A schedule that falls below zero counts as zero, for both signs: it must not train on the images."""
+    keep, forget = random_grads(6, dtype=np.float32)
+    keep = {k: v - forget[k] for k, v in keep.items()}
+    falling = lambda step: 0.1 * (2 - step)  # noqa: E731
+    made = [(fixed_norm, "c"), (relative_norm, "rho"), (pcgrad, "forget"), (pcgrad, "keep")]
+    for (make, name), sign in itertools.product(made, (-1, 1)):
+        scheduled = make(**{name: falling}, forget_sign=sign)
+        for step, value in ((0, 0.2), (7, 0.0)):
+            got, _, metrics = scheduled.apply({"keep": keep, "forget": forget}, (), jnp.int32(step))
+            tm.close(got, direction(make(**{name: value}, forget_sign=sign), keep, forget)[0], 1e-6)
+            assert metrics["forget_scale"] >= 0
 
 
 def test_half_precision_gradients_are_measured_in_float32():

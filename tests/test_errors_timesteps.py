@@ -9,7 +9,7 @@ import pytest
 
 from jaxunlearn import Batch, Example, filtered, low_pass, mean_squares, sum_squares, weighted, window
 from jaxunlearn.frequency import high_pass
-from jaxunlearn.schedule import linear, scaled_linear
+from jaxunlearn.schedule import linear, scaled_linear, zero_terminal_snr
 from jaxunlearn.timesteps import (
     DRAWS,
     WINDOW_UNITS,
@@ -110,6 +110,16 @@ def test_windows_by_noise_level_round_trip(schedule):
             high, low = float(log_snr[t1]), float(log_snr[t2])
             assert window_from_log_snr(schedule, high=high, low=low) == (t1, t2)
     assert window_from_log_snr(schedule, high=np.inf, low=-np.inf) == (0, 1000)
+
+
+def test_a_window_down_to_no_signal_holds_the_last_step_at_zero_terminal_snr():
+    schedule = zero_terminal_snr(linear())
+    assert schedule.log_snr(np.array(999)) == -np.inf
+    assert window_from_log_snr(schedule, high=np.inf, low=-np.inf) == (0, 1000)
+    assert window_from_log_snr(schedule, high=float(schedule.log_snr(np.array(400))), low=-np.inf) == (400, 1000)
+    assert window_from_log_snr(schedule, high=-np.inf, low=-np.inf) == (999, 1000)
+    # Any other bound leaves it out.
+    assert window_from_log_snr(schedule, high=np.inf, low=-1e6) == (0, 999)
 
 
 def test_windows_move_between_schedules_by_noise_level():

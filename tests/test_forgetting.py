@@ -116,6 +116,39 @@ def test_look_alikes_widen_the_interval():
     assert level[0.1].high - level[0.1].low > 3 * (level[0.0].high - level[0.0].low)
 
 
+def test_each_image_is_compared_with_its_own_look_alikes():
+    """Two kinds of images: each is as if never seen at the loss of its own kind, whatever that of the other is."""
+    start, target = losses(2, 0.2), np.concatenate([losses(8, 0.4, seed=1), losses(8, 1.2, seed=2)])
+    current = start + np.reshape([0.2, 0.5], (2, 1, 1))
+    nearest = np.stack([np.arange(8), np.arange(8, 16)])
+    got = forget_level(current, start, target, paired=False, nearest=nearest)
+    np.testing.assert_allclose(got.per_image, [1, 0.5], atol=0.03)
+    np.testing.assert_allclose(got.level, 0.35 / 0.6, atol=0.01)
+    assert got.low < 0.35 / 0.6 < got.high
+    # Against the mean of both kinds the first would be .33, the second .83.
+    pooled = forget_level(current, start, target, paired=False)
+    np.testing.assert_allclose(pooled.per_image, [1 / 3, 5 / 6], atol=0.03)
+    # The gap of the two kinds to each other is no uncertainty.
+    assert got.gap_error < 0.1 * pooled.gap_error
+
+
+def test_look_alikes_that_images_share_tell_less_than_their_own():
+    rng = np.random.default_rng(7)
+    start, target = losses(4, 0.2), losses(40, 0.8, seed=1) + 0.1 * rng.normal(size=(40, 1, 1))
+    error = {}
+    for shared, nearest in ((False, np.arange(40).reshape(4, 10)), (True, np.tile(np.arange(10), (4, 1)))):
+        got = forget_level(start, start, target, paired=False, nearest=nearest)
+        wanted = np.mean([target[row].mean() for row in nearest]) - start.mean()
+        np.testing.assert_allclose(got.gap, wanted, rtol=1e-12)
+        error[shared] = got.gap_error
+    np.testing.assert_allclose(error[True], target[:10].mean(axis=(1, 2)).std(ddof=1) / np.sqrt(10), rtol=0.1)
+    np.testing.assert_allclose(error[True] / error[False], 2, rtol=0.3)
+    # All of them for every image is what is taken where nothing is said.
+    every = forget_level(start, start, target, paired=False, nearest=np.tile(np.arange(40), (4, 1)))
+    assert every.gap == pytest.approx(target.mean() - start.mean())
+    assert every.gap_error == pytest.approx(forget_level(start, start, target, paired=False).gap_error)
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     hits = 0
     for seed in range(60):
@@ -164,6 +197,15 @@ def test_bad_losses_are_refused_all_at_once():
         forget_level(good, good * np.nan, good, paired=True)
     with pytest.raises(ValueError, match="confidence"):
         forget_level(good, good, good, paired=True, confidence=1.0)
+    for nearest, message in [
+        (np.zeros((2, 2), int), r"nearest must be \[3 forget images, look-alikes >= 2\], got \(2, 2\)"),
+        (np.zeros((3, 1), int), "look-alikes >= 2"),
+        (np.full((3, 2), 3), r"positions of the 3 look-alikes, got 3\.\.3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            forget_level(good, good, good, paired=False, nearest=nearest)
+    with pytest.raises(ValueError, match="a paired target has none"):
+        forget_level(good, good, good, paired=True, nearest=np.zeros((3, 2), int))
 
 
 # Look-alikes.
@@ -172,15 +214,18 @@ def test_bad_losses_are_refused_all_at_once():
 def test_look_alikes_are_the_nearest_and_outliers_are_refused():
     rng = np.random.default_rng(0)
     keep, held_out = rng.normal(size=(200, 4, 4, 1)), rng.normal(size=(100, 4, 4, 1))
-    forget = held_out[[7]] + 0.01
+    forget = held_out[[7, 31, 2]] + 0.01
     index = look_alikes(forget, held_out, keep, count=10)
-    assert len(index) == 10
-    assert index[0] == 7
-    distance = np.sqrt(np.mean((held_out - forget) ** 2, axis=(1, 2, 3)))
-    assert set(index) == set(np.argsort(distance)[:10])
-    assert len(look_alikes(forget, held_out[:5], keep)) == 5
+    assert index.shape == (3, 10)
+    assert index[:, 0].tolist() == [7, 31, 2]
+    for i in range(3):
+        distance = np.sqrt(np.mean((held_out - forget[i]) ** 2, axis=(1, 2, 3)))
+        assert index[i].tolist() == np.argsort(distance)[:10].tolist()
+    # Those of an image do not depend on the other forget images.
+    np.testing.assert_array_equal(look_alikes(forget[1:2], held_out, keep, count=10), index[1:2])
+    assert look_alikes(forget[2:], held_out[:5], keep).shape == (1, 5)
     with pytest.raises(ValueError, match="1 of 2 forget images have no look-alikes(.|\n)*retrained without"):
-        look_alikes(np.concatenate([forget, forget + 5]), held_out, keep)
+        look_alikes(np.concatenate([forget[:1], forget[:1] + 5]), held_out, keep)
     with pytest.raises(ValueError, match="2 held-out and 2 keep"):
         look_alikes(forget, held_out[:1], keep)
     with pytest.raises(ValueError, match="count >= 2"):

@@ -172,33 +172,23 @@ def used_share(center, **options):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_unit_drifts_beyond_its_capacity(name):
+    """Nor does a moving average of the weights, after any of 500 noisy steps."""
     params = weights()
     tx = optax.chain(OPTIMIZERS[name], plasticity_reserve(0.05))
-    new, _, seen = run(tx, params, 500, watch=used_share(params, capacity=0.05))
+    share = used_share(params, capacity=0.05)
+    new, _, (seen, path) = run(tx, params, 500, watch=lambda p: (share(p), p))
     assert seen.max() <= 1 + 1e-5
     assert seen[-1] > 0.9
+    averages, current = [], jax.tree.map(np.asarray, params)
+    for i in range(500):
+        current = {k: 0.9 * v + np.float32(0.1) * path[k][i] for k, v in current.items()}
+        averages.append(current)
+    of_averages = np.asarray(jax.jit(jax.vmap(share))(jax.tree.map(lambda *x: np.float32(np.stack(x)), *averages)))
+    assert of_averages.max() <= 1 + 1e-5
+    assert of_averages[-1] > 0.5
     # Per leaf at most twice the capacity times its magnitude.
     for k, v in params.items():
         assert np.abs(new[k] - v).sum() <= 2 * 0.05 * np.abs(v).sum() * (1 + 1e-5)
-
-
-def test_a_moving_average_obeys_the_bound_too():
-    params = weights()
-    tx = optax.chain(optax.adam(1e-2), plasticity_reserve(0.05))
-    ema, state, current = params, tx.init(params), params
-    watch = jax.jit(used_share(params, capacity=0.05))
-
-    @jax.jit
-    def step(current, ema, state, i):
-        grads = jax.tree.map(lambda x: jnp.sin(i + jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), current)
-        updates, state = tx.update(grads, state, current)
-        current = optax.apply_updates(current, updates)
-        return current, optax.incremental_update(current, ema, 0.1), state
-
-    for i in range(60):
-        current, ema, state = step(current, ema, state, i)
-    assert watch(ema) <= 1 + 1e-5
-    assert step._cache_size() == 1
 
 
 def test_capacities_are_those_of_the_definition():
@@ -278,6 +268,17 @@ def test_without_recycling_the_path_is_bounded():
     # Spent means spent: nothing moves any more.
     later, _, _ = run(tx, jax.tree.map(jnp.asarray, new), 5, noise=5.0, state=state, first=300)
     tm.close(later, new, 1e-5)
+
+
+def test_without_recycling_no_old_weights_are_stored():
+    """What is left is known from the first: of the parameters at init, or of a tree that is given."""
+    params, center = weights(), weights(1)
+    for given, old in ((None, params), (center, center)):
+        state = plasticity_reserve(0.05, recycle=False, center=given).init(params)
+        assert state.center is None
+        tm.close(state.left, unit_capacity(old, 0.05), 1e-6)
+    with pytest.raises(ValueError, match="center must be a tree of the structure"):
+        plasticity_reserve(0.05, recycle=False, center={"k": jnp.ones(2)}).init(params)
 
 
 # All of them.
@@ -407,6 +408,7 @@ def test_a_donated_step_keeps_the_centre():
         (lambda: plasticity_reserve(-0.1), "capacity >= 0"),
         (lambda: plasticity_reserve(0.1, floor=float("inf")), "floor >= 0"),
         (lambda: l2_ball(1.0, center="old"), "center must be None, a tree or 'ref_params'"),
+        (lambda: plasticity_reserve(recycle=False, center="ref_params"), "before any ref_params.*take center=None"),
         (lambda: mask_updates({"w": np.array([0.5])}), "booleans"),
         (lambda: mask_updates({"w": np.ones(3, bool)}).init({"w": np.ones(2)}), "mask must be a tree of the structure"),
         (lambda: anchor(1.0, precision={"v": np.ones(2)}).init({"w": np.ones(2)}), "precision must be a tree"),

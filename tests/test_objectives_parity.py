@@ -223,8 +223,15 @@ def test_missing_inputs_are_refused():
         if objective.needs_ref:
             with pytest.raises(ValueError, match=f"{name}.* needs ref_params"):
                 objective(tm.predict, p, batch, draw)
-    with pytest.raises(ValueError, match=r"draw.extra\['noise'\]"):
-        make_objective("erasediff", tm.SCHEDULE)(tm.predict, p, batch, draw._replace(extra={}))
+    noise = draw.extra["noise"]
+    for extra, got in (
+        ({}, "nothing"),
+        ({"noise": noise[:1]}, r"\[1, 8, 8, 1\]"),
+        ({"noise": noise[..., 0]}, r"\[2, 8, 8\]"),
+    ):
+        message = rf"erasediff needs draw.extra\['noise'\] of the shape \[2, 8, 8, 1\] of the images, got {got}"
+        with pytest.raises(ValueError, match=message):
+            make_objective("erasediff", tm.SCHEDULE)(tm.predict, p, batch, draw._replace(extra=extra))
     with pytest.raises(ValueError, match="unknown noise 'gauss'"):
         make_objective("erasediff", tm.SCHEDULE, noise="gauss")
     with pytest.raises(ValueError, match="did you mean 'siss'"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import predictors
+from jaxunlearn import predictors, sum_squares, weighted
 from jaxunlearn.methods import make_objective
-from jaxunlearn.schedule import linear, zero_terminal_snr
+from jaxunlearn.schedule import linear, scaled_linear, zero_terminal_snr
 from jaxunlearn.step import term_grads
 from tests import tiny_model as tm
 from tests.tiny_model import quick_compilation  # noqa: F401
@@ -74,6 +76,52 @@ def test_zero_terminal_snr_stays_finite():
     value, slope = jax.value_and_grad(lambda p: jnp.sum(predict(p, x, t)))(2.0)
     np.testing.assert_allclose(value, 2.0)  # sigma x_t
     assert slope == 0  # alpha = 0: nothing of the output is left
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_native_weight_gives_the_native_loss_and_its_gradient(prediction_type):
+    """What a model of eps, v or x0 was trained with: the squared error of its own output."""
+    a = tm.arrays(4, t=[20, 300, 600, 900])
+    t = a["t"]
+    alpha, sigma = (np.asarray(f(t)).reshape(-1, 1, 1, 1) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+    x_t = alpha * a["x0"] + sigma * a["eps"]
+    v = alpha * a["eps"] - sigma * a["x0"]
+    own = {"epsilon": a["eps"], "v_prediction": v, "sample": a["x0"]}[prediction_type]
+    wrapped = predictors.to_eps(tm.predict, prediction_type, SCHEDULE)
+    error = weighted(sum_squares, predictors.native_weight(SCHEDULE, prediction_type, cap=math.inf))
+
+    def run(p):
+        native = jax.value_and_grad(lambda p: jnp.sum(jnp.square(tm.predict(p, x_t, t) - own)))(p)
+        return native, jax.value_and_grad(lambda p: jnp.sum(error(wrapped(p, x_t, t) - a["eps"], t)))(p)
+
+    native, through_eps = tm.evaluate(run, tm.params())
+    tm.close(through_eps, native, 1e-4)
+
+
+def test_native_weights_are_capped():
+    t = np.arange(1000)
+    largest = [predictors.native_weight(s(), "v_prediction", cap=math.inf)(t).max() for s in (linear, scaled_linear)]
+    np.testing.assert_allclose(
+        largest, [1 / linear().alphas_cumprod[-1], 1 / scaled_linear().alphas_cumprod[-1]], rtol=1e-3
+    )
+    np.testing.assert_allclose(largest, [2.5e4, 215], rtol=0.02)
+    table = linear().alphas_cumprod
+    wanted = {"epsilon": np.ones(1000), "v_prediction": 1 / table, "sample": (1 - table) / table}
+    for name, weight in wanted.items():
+        got = predictors.native_weight(linear(), name)(t)
+        np.testing.assert_allclose(got, np.minimum(weight, 20), rtol=1e-4)
+        np.testing.assert_allclose(
+            predictors.native_weight(linear(), name, cap=0.5)(t), np.minimum(weight, 0.5), rtol=1e-4
+        )
+    schedule = zero_terminal_snr(linear())
+    for name in ("v_prediction", "sample"):
+        with pytest.raises(ValueError, match=f"native_weight of {name} needs alpha > 0 .*zero terminal SNR"):
+            predictors.native_weight(schedule, name)
+    assert np.all(predictors.native_weight(schedule, "epsilon")(t) == 1)
+    with pytest.raises(ValueError, match="cap > 0, got 0"):
+        predictors.native_weight(linear(), "sample", cap=0)
+    with pytest.raises(ValueError, match="unknown prediction_type 'v'"):
+        predictors.native_weight(linear(), "v")
 
 
 def test_unknown_prediction_type_is_refused():

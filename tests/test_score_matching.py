@@ -132,6 +132,18 @@ def test_conversions_round_trip():
     np.testing.assert_allclose(score, -(a * v + s * x) / s, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("convert", [sm.x0_from_eps, sm.v_from_eps])
+def test_nothing_of_the_image_is_left_at_alpha_0(convert):
+    """The last step at zero terminal SNR: refused by name instead of NaN."""
+    x, eps = pair()
+    alpha = jnp.array([0.5, 0.1, 0.0])
+    with pytest.raises(ValueError, match=f"{convert.__name__} needs alpha > 0"):
+        convert(x, eps, alpha, jnp.sqrt(1 - alpha**2))
+    # What is traced cannot be looked at.
+    traced = jax.jit(convert)(x, eps, alpha, jnp.sqrt(1 - alpha**2))
+    assert np.all(np.isfinite(traced[:2]))
+
+
 def test_errors_in_the_three_parameterisations_are_proportional():
     """|eps_hat - eps|^2 = alpha^2 |v_hat - v|^2 = (alpha/sigma)^2 |x0_hat - x0|^2."""
     x0, eps = pair()

@@ -76,7 +76,9 @@ def make_guarded_tx(
         after.append(guards.l2_ball(chosen.l2_radius, relative=chosen.l2_relative, center=center))
     if chosen.reserve.capacity is not None:
         options = {"floor": chosen.reserve.floor, "recycle": chosen.reserve.recycle}
-        after.append(guards.plasticity_reserve(chosen.reserve.capacity, center=center, **options))
+        # A reserve that is spent once and for all is reckoned from the parameters at init, which are the starting ones.
+        own = center if chosen.reserve.recycle else None
+        after.append(guards.plasticity_reserve(chosen.reserve.capacity, center=own, **options))
     return optax.chain(*before, *_optimizer(unlearn.optimizer, unlearn.num_steps), *after)
 
 

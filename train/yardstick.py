@@ -63,7 +63,7 @@ class Yardstick:
 
 
 def look_alikes(split: Split, seed: int, points: Callable[[np.ndarray], np.ndarray], forget: np.ndarray) -> np.ndarray:
-    """Positions of the held-out images that stand for the forget images; near-duplicates of those are left out.
+    """Positions [F, k] of the held-out images that stand for each forget image; near-duplicates of those are left out.
 
     Args:
       split: the images.
@@ -116,8 +116,8 @@ def measure(
     numbers, text, gap = [probes.keep_loss(params, poll)], "none", None
     if stop.source is not None:
         start = probes.losses(params, probes.forget, poll)
-        target, text = _target(config, workdir, model, examples, probes, start, poll)
-        gap = forgetting.forget_level(start, start, target, paired=stop.source != "held_out")
+        target, nearest, text = _target(config, workdir, model, examples, probes, start, poll)
+        gap = forgetting.forget_level(start, start, target, paired=nearest is None, nearest=nearest)
         numbers += [start.mean(), start.mean() + gap.gap, gap.gap_error]
         no_gap = bool(from_first(np.int32(gap.status == "no_gap")))
     found = Yardstick(*_shared(numbers + [math.nan] * (4 - len(numbers))))
@@ -154,24 +154,28 @@ def _target(
     probes: Probes,
     start: np.ndarray,
     poll: Callable[[], None],
-) -> tuple[np.ndarray, str]:
-    """The target's losses, and where they come from in words."""
+) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """The target's losses, the look-alikes of each forget image among them (None: the same images), and their source."""
     stop, split = config.unlearn.stop, examples.split
     if stop.source == "value":
-        return np.full(start.shape, stop.level), "a value of the user"
+        return np.full(start.shape, stop.level), None, "a value of the user"
     if stop.source == "held_out":
         near = look_alikes(split, config.seed, examples.points, probes.forget)
-        losses = probes.losses(probes.local(model.params), near, poll)
-        return losses, f"the starting model on the {len(near)} held-out images most like the forget images"
+        distinct, nearest = np.unique(near, return_inverse=True)
+        losses = probes.losses(probes.local(model.params), distinct, poll)
+        text = f"the starting model on the {near.shape[1]} held-out images most like each forget image"
+        return losses, nearest.reshape(near.shape), text
     names = retrained_names(config.retrain.count)
     paths = [stop.path] if stop.path is not None else [str(workdir.model(name)) for name in names]
     losses = []
     for path in paths:
-        params = prepare.other_parameters(config, path, model.params, "unlearn.stop.path")
+        key = "retrain" if stop.path is None else "unlearn.stop.path"
+        params = prepare.other_parameters(config, path, model, key)
         losses.append(probes.losses(probes.local(params), probes.forget, poll))
         if len(paths) > 1:
             say(f"unlearn: l* of {path}: {losses[-1].mean():.4g}")
-    return np.mean(losses, axis=0), f"{len(paths)} retrained model{'s' if len(paths) > 1 else ''}: {', '.join(paths)}"
+    text = f"{len(paths)} retrained model{'s' if len(paths) > 1 else ''}: {', '.join(paths)}"
+    return np.mean(losses, axis=0), None, text
 
 
 def _tell(stop: ConfigDict, found: Yardstick, text: str, images: int, no_gap: bool) -> None:

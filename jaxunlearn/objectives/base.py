@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ class PerExampleObjective:
       function: ``(predict, params, batch, draw, ref_params) -> (Terms, Aux)``.
       terms: names of its terms.
       forget_sign: -1 the forget term is ascended, +1 descended, 0 there is none.
-      draw_extra: what ``draw.extra`` must hold: name -> ``(key, shape) -> array``.
+      draw_extra: what ``draw.extra`` must hold: name -> ``(key, shape) -> array`` of the shape of the images.
       needs_ref: whether ``ref_params`` must be given.
       batch_extra: what ``batch.extra`` must hold: name -> axes, such as ``"[B,K,H,W,C]"``.
       name: the method, for messages.
@@ -44,11 +44,7 @@ class PerExampleObjective:
         if "forget" in self.terms:
             check_forget(batch)
         check_extra(self.name, batch, self.batch_extra)
-        for name in self.draw_extra:
-            if name not in draw.extra:
-                raise ValueError(
-                    f"{self.name} needs draw.extra[{name!r}]: build the draw function with extra=objective.draw_extra"
-                )
+        check_draw_extra(self.name, batch, draw, self.draw_extra)
         if self.needs_ref and ref_params is None:
             raise ValueError(f"{self.name} needs ref_params: pass TrainState(ref_params=...)")
         return self.function(predict, params, batch, draw, ref_params)
@@ -86,6 +82,21 @@ def check_extra(name: str, batch: Batch, wanted: Mapping[str, str]) -> None:
             got = "nothing" if shape is None else str(list(shape)).replace(" ", "")
             lines.append(
                 f"{name} needs batch.extra[{key!r}] {axes}, got {got} beside keep images {list(sizes.values())}"
+            )
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def check_draw_extra(name: str, batch: Batch, draw: Draw, wanted: Iterable[str]) -> None:
+    """Raises ValueError unless ``draw.extra`` holds the wanted arrays, each of the shape of the images; see check_extra."""
+    shape = list((batch.keep if batch.forget is None else batch.forget).x0.shape)
+    lines = []
+    for key in wanted:
+        got = list(np.shape(draw.extra[key])) if key in draw.extra else "nothing"
+        if got != shape:
+            lines.append(
+                f"{name} needs draw.extra[{key!r}] of the shape {shape} of the images, got {got}: "
+                "build the draw function with extra=objective.draw_extra"
             )
     if lines:
         raise ValueError("\n".join(lines))

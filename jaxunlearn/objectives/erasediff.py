@@ -40,7 +40,7 @@ def erasediff(
       forget_error: of the forget term (``error`` if None).
 
     Raises:
-      ValueError: unknown noise; ``draw.extra["noise"]`` missing.
+      ValueError: unknown noise; ``draw.extra["noise"]`` missing or not of the shape of the images.
     """
     if noise not in NOISES:
         raise ValueError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
@@ -55,4 +55,10 @@ def erasediff(
         }
         return terms, {}
 
-    return PerExampleObjective(function, terms=("keep", "forget"), forget_sign=+1, draw_extra={"noise": NOISES[noise]})
+    return PerExampleObjective(
+        function,
+        terms=("keep", "forget"),
+        forget_sign=+1,
+        draw_extra={"noise": NOISES[noise]},
+        name="erasediff",
+    )
