@@ -1,4 +1,7 @@
-"""Opens a work directory for evaluation. Everything that is wrong with it is found here, before anything is written."""
+"""Opens a work directory for evaluation. Everything that is wrong with it is found here, before anything is measured.
+
+The only file that is written here is the key of the report's hashes, and only where nothing is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from eval.prompts import Prompts, choose_prompts
 from eval.settings import resolve
 from jaxunlearn.io.diffusers import DiffusersModel, load
 from jaxunlearn.io.forget import Split, open_split
-from jaxunlearn.io.workdir import Workdir, is_reference
+from jaxunlearn.io.manifest import KEY_FILE, load_or_create_key
+from jaxunlearn.io.workdir import Workdir
 
 
 class BadInput(Exception):
@@ -37,6 +41,7 @@ class Inputs:
         models may be retrained.
         Only "before" has autoencoder and text encoder; they are the same in all columns.
       paths: column -> the folder of the model, or the name under which it was fetched ("hf://...").
+      key: of the report's keyed hashes, see :func:`jaxunlearn.io.manifest.load_or_create_key`.
       prompts: the text of each sample, or None for models that take no text.
       companion_batch_size: images or texts that autoencoder and text encoder take at once.
     """
@@ -47,6 +52,7 @@ class Inputs:
     split: Split
     models: Mapping[str, DiffusersModel]
     paths: Mapping[str, pathlib.Path | str]
+    key: bytes
     prompts: Prompts | None = None
     companion_batch_size: int = 8
 
@@ -90,10 +96,11 @@ def read_inputs(root: str, overrides: Mapping[str, str], preset: str | None = No
             problems += found
         elif "before" in models and settings["prompts"]:
             problems.append("eval.prompts: the models take no text; fix: --eval.prompts=None")
+    key = _key(workdir, problems)
     if problems:
         raise BadInput(problems)
     batch_size = (config.get("latents") or {}).get("batch_size", 8)
-    return Inputs(workdir, config, settings, split, models, paths, prompts, batch_size)
+    return Inputs(workdir, config, settings, split, models, paths, key, prompts, batch_size)
 
 
 def _read_config(workdir: Workdir) -> Mapping[str, Any]:
@@ -108,6 +115,20 @@ def _read_config(workdir: Workdir) -> Mapping[str, Any]:
     if not isinstance(config, Mapping):
         raise BadInput([f"{workdir.config}: must hold an object; fix: restore it or run again"])
     return config
+
+
+def _key(workdir: Workdir, problems: list[str]) -> bytes:
+    """The key of the work directory, which is made where it has none and there is no problem; empty after a problem."""
+    path = workdir.root / KEY_FILE
+    if problems and not path.exists():
+        return b""
+    try:
+        return load_or_create_key(workdir.root)
+    except ValueError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{path}: cannot be made or read ({error.strerror}); fix: make the work directory writable")
+    return b""
 
 
 def _model_paths(workdir: Workdir, config: Mapping[str, Any], problems: list[str]) -> dict[str, pathlib.Path | str]:
@@ -132,11 +153,6 @@ def _load(path: pathlib.Path | str, column: str, config: Mapping[str, Any]) -> D
     """A model; the run's own scheduler serves folders of the user that have none."""
     first = column == "before"
     variant = (config.get("base") or {}).get("variant")
-    if is_reference(column):
-        # Made from the user's pipeline it has its variant; a model of the run's own configuration has none.
-        names = [file.name for file in (path / "unet").glob("*.safetensors")]
-        has_it = any(f".{variant}." in name or f".{variant}-" in name for name in names)
-        return load(path, variant if has_it else None, companions=first)
     return load(path, variant, default_scheduler=config.get("scheduler"), companions=first)
 
 
@@ -184,6 +200,12 @@ def _misfits(models: Mapping[str, DiffusersModel], split: Split, settings: Mappi
                 problems.append(
                     f"eval.{key}: {max(settings[key])}; allowed: below the {steps} steps of the {column} model"
                 )
+        most = model.schedule.last_step + 1
+        if settings["inversion"]["copies"] and settings["inversion"]["steps"] > most:
+            problems.append(
+                f"eval.inversion.steps: {settings['inversion']['steps']}; allowed: at most the {most} steps of the {column} "
+                "model that hold a trace of the image"
+            )
         if settings["sampler"] == "pndm" and model.prediction_type == "sample":
             problems.append(
                 f"eval.sampler: 'pndm'; allowed: 'ddim' or 'ddpm', as the {column} model predicts the image"

@@ -60,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     runtime.set_up()
     try:
         report, columns, references = evaluate(inputs, _say)
-    except ValueError as error:
+        written = write(inputs, report, columns, references)
+    except (ValueError, OSError) as error:
         print(f"eval.main: failed: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
-    for path in write(inputs, report, columns, references):
+    for path in written:
         _say(f"wrote {path}")
     _say(report["headline"])
     return 1 if any(column.failed for column in columns.values()) else 0

@@ -1,7 +1,11 @@
-"""Writes what an evaluation found: evaluation.npz, unlearning_report.json, report.html, each complete or not at all."""
+"""Writes what an evaluation found: evaluation.npz, unlearning_report.json, report.html, each complete or not at all.
+
+All three are made before the first is written, so that a report that cannot be written leaves those of before.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pathlib
@@ -17,7 +21,8 @@ from eval.references import References
 from eval.report_html import render
 from eval.run_record import read_log
 from jaxunlearn.io.hashing import file_sha256
-from jaxunlearn.io.report import write_report
+from jaxunlearn.io.manifest import write_json
+from jaxunlearn.io.report import complete
 
 STORED_SAMPLES = 64
 
@@ -25,23 +30,29 @@ STORED_SAMPLES = 64
 def write(
     inputs: Inputs, report: dict[str, Any], columns: Mapping[str, Column], refs: References
 ) -> list[pathlib.Path]:
-    """Writes the three files into the work directory and returns their paths. ``report["files"]`` is filled in."""
+    """Writes the three files into the work directory and returns their paths. ``report["files"]`` is filled in.
+
+    Raises:
+      ValueError: the report does not follow its schema or holds a number that is not finite; nothing was written.
+    """
     root = inputs.workdir.root
-    arrays = root / "evaluation.npz"
-    write_bytes(arrays, _npz(columns))
     log, broken = read_log(inputs.workdir.metrics)
     if broken:
         report["limitations"].append(f"{broken} lines of metrics.jsonl could not be read and are not in the curves.")
     picture = root / "selection.png"
     shown = report["selection"] is not None and picture.is_file()
     selection = data_uri(picture.read_bytes(), "image/png") if shown else None
-    html = render(report, columns, refs, log, selection)
-    write_bytes(inputs.workdir.report_html, html.encode())
+    page = render(report, columns, refs, log, selection).encode()
+    made = {inputs.workdir.report_html: page, inputs.workdir.arrays: _npz(columns)}
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in made.items()}
     pictures = sorted(inputs.workdir.samples.glob("*.png")) + ([picture] if shown else [])
-    files = [inputs.workdir.report_html, arrays, inputs.workdir.config, *pictures]
-    report["files"] = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
-    write_report(inputs.workdir.report, report)
-    return [arrays, inputs.workdir.report_html, inputs.workdir.report]
+    hashes |= {path: file_sha256(path) for path in (inputs.workdir.config, *pictures)}
+    report["files"] = {path.relative_to(root).as_posix(): digest for path, digest in hashes.items()}
+    finished = complete(report)
+    for path, data in made.items():
+        write_bytes(path, data)
+    write_json(inputs.workdir.report, finished)
+    return [*made, inputs.workdir.report]
 
 
 def _npz(columns: Mapping[str, Column]) -> bytes:

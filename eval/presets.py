@@ -67,4 +67,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "photographs.enabled": True,
     },
 }
-"""Name -> dotted key -> value. smoke: minutes on a CPU; standard: what a report should hold; audit: everything."""
+"""Name -> dotted key -> value. smoke: minutes on a CPU; standard: what a report should hold; audit: nearly everything."""

@@ -23,7 +23,7 @@ from eval.run_record import git_revision, method_record, selection_record
 from eval.wording import headline, limitations, not_tested
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.lineage import lineage
-from jaxunlearn.io.manifest import commitment, keep_manifest, load_or_create_key
+from jaxunlearn.io.manifest import commitment, keep_manifest
 from jaxunlearn.io.report import NOTICE, SCHEMA_VERSION, TITLE, canonical_sha256
 from jaxunlearn.metrics.entries import find, references
 from jaxunlearn.metrics.verdicts import NO_REFERENCE, THRESHOLDS, judge, overall
@@ -50,7 +50,7 @@ def record(
       truncated: number of texts that the tokenizer cuts.
     """
     config, settings, split = inputs.config, inputs.settings, inputs.split
-    key, hide = load_or_create_key(inputs.workdir.root), not settings["include_images"]
+    key, hide = inputs.key, not settings["include_images"]
     entries = {name: column.entries for name, column in columns.items()}
     failed = {name: column.failed for name, column in columns.items() if column.failed}
     method = method_record(inputs, key if hide else None)

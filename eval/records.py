@@ -29,6 +29,8 @@ def entry(
 ) -> Entry:
     """A record of ``metric``, which must be in METRICS. A value that is not finite becomes null and "failed".
 
+    Other numbers that are not finite become null as well, those in the protocol too: a report holds finite ones only.
+
     Args:
       metric: its name.
       value: the number.
@@ -45,7 +47,9 @@ def entry(
     if status == "ok" and (value is None or not math.isfinite(value)):
         status, reason = "failed", reason or "the result is not a finite number"
     known = METRICS[metric]
-    bounds = None if ci is None or status != "ok" else {key: getattr(ci, key) for key in ci._fields}
+    bounds = None if ci is None or status != "ok" else _finite(ci._asdict())
+    if bounds is not None and None in bounds.values():
+        bounds = None
     return {
         "metric": metric,
         "value": float(value) if status == "ok" else None,
@@ -54,12 +58,22 @@ def entry(
         "ci": bounds,
         "target": known.target,
         "floor": None if floor is None or not math.isfinite(floor) else float(floor),
-        "protocol": dict(protocol or {}),
+        "protocol": _finite(dict(protocol or {})),
         "weights_sha256": weights_sha256,
         "seed_key": seed_key,
         "status": status,
         "reason": reason,
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for every float that is not finite, in dicts, lists and tuples as well."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_finite(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def missing(

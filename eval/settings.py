@@ -124,7 +124,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss_noises": (_whole(1), "a whole number of at least 1"),
     "loss_images": (_whole(2), "a whole number of at least 2"),
     "copy_threshold": (lambda v: v is None or (_number(v) and 0 < v <= 1), "None, or an rms distance in (0, 1]"),
-    "confidence": (lambda v: _number(v) and 0 < v < 1, "a number strictly between 0 and 1"),
+    "confidence": (lambda v: _number(v) and 0.95 <= v < 1, "a number of at least 0.95 and below 1"),
     "classifier": (lambda v: isinstance(v, Mapping), "a group with steps, batch_size and min_accuracy"),
     "classifier.steps": (_whole(1), "a whole number of at least 1"),
     "classifier.batch_size": (_whole(1), "a whole number of at least 1"),
@@ -222,7 +222,7 @@ def resolve(
     if not isinstance(section, Mapping):
         return settings, [f"eval: {section!r}; allowed: a group of settings; fix: restore config.json"]
     defaults, own = _flat(DEFAULTS), _flat(section)
-    given = {key: parse(text) for key, text in overrides.items()}
+    given = _flat({key: parse(text) for key, text in overrides.items()})
     last = given.pop("preset", preset)
     chosen = own.pop("preset", None) if last is None else last
     if not RULES["preset"][0](chosen):
@@ -248,10 +248,10 @@ def resolve(
 
 
 def _flat(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value; groups have one level."""
+    """Dotted key -> value; groups have one level. What stands in place of a single value is left as it is."""
     flat = {}
     for key, value in section.items():
-        inside = isinstance(value, Mapping)
+        inside = isinstance(value, Mapping) and isinstance(DEFAULTS.get(key), Mapping)
         flat.update({f"{key}.{k}": v for k, v in value.items()} if inside else {key: value})
     return flat
 

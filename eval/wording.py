@@ -143,7 +143,7 @@ def headline(report: Mapping[str, Any]) -> str:
         if found["status"] != "ok":
             return f"The {name} model could not be measured: {found['reason']}."
     count, total = after["protocol"]["count"], after["n"]
-    level = f"{report['settings']['confidence']:.0%}".replace("%", " %")
+    level = f"{100 * report['settings']['confidence']:g} %"
     upper = number(after["protocol"]["upper_one_sided"], "copy_rate")
     text = (
         f"{noun} {number(before['value'], 'copy_rate')} of samples{of_prompts} before and {count} of {total:,} after "

@@ -12,14 +12,20 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from eval.families import FAMILIES
+from eval import output
+from eval.context import Column
+from eval.families import FAMILIES, copy_detector
+from eval.inputs import read_inputs
 from eval.main import main
+from eval.records import entry
+from eval.settings import DEFAULTS, resolve
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.model_card import markdown_table, model_card
 from jaxunlearn.io.report import schema_problems
 from jaxunlearn.io.report_checks import OK, verify
 from jaxunlearn.metrics import METRICS
 from jaxunlearn.metrics.entries import columns_of
+from jaxunlearn.metrics.statistics import Interval
 from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d import UNet2DConfig
 from tests.tiny_model import quick_compilation  # noqa: F401
@@ -195,6 +201,7 @@ def test_the_report_is_complete_and_checks_out(report, workdir):
     assert {check.name for check in checked if check.state != OK} == {"forget pictures"}
     kinds = {(item["copy"], item["path"]) for item in report["lineage"]}
     assert {("model", "models/base"), ("model", "models/unlearned"), ("model", "models/retrained")} <= kinds
+    assert {("samples", "evaluation.npz"), ("export", "export")} <= kinds  # written after the report was made
     assert report["method"]["steps"] == 9
     assert report["method"]["objective"] == "siss"
     assert report["reference"]["models"][0]["model"] == "retrained"
@@ -288,8 +295,39 @@ def test_the_card_of_a_text_model_keeps_the_prompt_to_itself():
     assert '"method": "siss"' in card
 
 
+def test_a_model_with_broken_samples_has_no_calibrated_similarity():
+    settings, _ = resolve({}, {"injection_t": "(2, 5)"}, "standard")
+    after = Column([])
+    after.failed = "8 of 8 samples hold NaN or infinity"
+    copy_detector.compare({"before": Column([]), "after": after}, {}, settings)
+    found = [(item["metric"], item["protocol"]["t"], item["status"], item["reason"]) for item in after.entries]
+    assert found == [("sscd_calibrated", t, "failed", after.failed) for t in (2, 5)]
+
+
+EVERY_FAMILY = [
+    "--preset=standard",
+    "--eval.sampling_steps=3",
+    "--eval.injection_t=(2,)",
+    "--eval.injection_copies=1",
+    "--eval.loss_t=(2,)",
+    "--eval.loss_noises=1",
+    "--eval.loss_images=10",
+    "--eval.nll.draws=1",
+    "--eval.nll.images=1",
+    "--eval.nll.held_out=1",
+    "--eval.nll.tolerance=0.1",
+    "--eval.nll.max_steps=32",
+    "--eval.inversion.copies=1",
+    "--eval.inversion.steps=2",
+    "--eval.quality.rows=20",
+    "--eval.membership.scores=('loss_t',)",
+]
+"""The families of the standard preset, each with as little work as it takes."""
+
+
 @pytest.mark.slow
-def test_broken_model_and_unlabelled_data_have_reasons(tmp_path):
+@pytest.mark.parametrize("more", [[], EVERY_FAMILY], ids=["own settings", "standard"])
+def test_broken_model_and_unlabelled_data_have_reasons(tmp_path, more):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     data = {
@@ -302,7 +340,7 @@ def test_broken_model_and_unlabelled_data_have_reasons(tmp_path):
     data["held_out_fraction"] = 0
     work = make_workdir(tmp_path / "run", config(data=data))
     break_model(work / "models" / "unlearned")
-    done = run("--workdir", work, "--eval.num_samples=8")
+    done = run("--workdir", work, *more, "--eval.num_samples=8")
     assert done.returncode == 1, done.stderr
     report = json.loads((work / "unlearning_report.json").read_text())
     assert report["overall"] == "failed"
@@ -341,6 +379,83 @@ def test_bad_usage_and_damaged_directories_end_with_2_and_one_line_each(tmp_path
     ):
         assert sum(part in line for line in lines) == 1, (part, lines)
     assert sorted(p.name for p in work.rglob("*")) == before
+
+
+def test_what_would_end_an_evaluation_is_found_before_it_begins(tmp_path, monkeypatch):
+    work = make_workdir(tmp_path / "run", config())
+    before = sorted(work.rglob("*"))
+
+    def refused(*arguments):
+        done = run("--workdir", work, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert sorted(work.rglob("*")) == before
+        return done.stderr.splitlines()
+
+    probe = ("--eval.inversion.copies=1", "--eval.inversion.steps=51")
+    lines = refused(*probe)
+    allowed = "eval.inversion.steps: 51; allowed: at most the 50 steps of the {} model that hold a trace of the image"
+    assert [line.removeprefix("eval.main: ") for line in lines] == [allowed.format("before"), allowed.format("after")]
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.inputs.load_or_create_key", lambda root: (root / "missing").read_bytes())
+        (line,) = refused()
+        assert "commitment.key: cannot be made or read (No such file or directory); fix: " in line
+    key = work / "commitment.key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    before.append(key)
+    before.sort()
+    assert len(refused(*probe)) == 3
+    (line,) = refused()
+    assert "has mode 644; allowed: 600; fix: chmod 600" in line
+    key.chmod(0o600)
+    inputs = read_inputs(str(work), {"inversion.steps": "51"})  # the probe is off, so its steps are not used
+    assert inputs.key == bytes(32)
+    key.unlink()
+    assert read_inputs(str(work), {}).key == key.read_bytes()
+
+
+def test_a_whole_group_on_the_command_line_is_checked_key_by_key():
+    settings, problems = resolve({}, {"request": "{'id': '17'}", "quality": "{'rows': 50}", "quality.subsets": "3"})
+    assert problems == []
+    assert settings["request"] == DEFAULTS["request"] | {"id": "17"}
+    assert settings["quality"] == DEFAULTS["quality"] | {"rows": 50, "subsets": 3}
+    for group, words in (
+        ("{'id': 17}", "eval.request.id: 17; allowed: None, or a text"),
+        ("{'name': 'x'}", "eval.request.name: "),
+        ("17", "eval.request: 17; allowed: a group with id"),
+    ):
+        (problem,) = resolve({}, {"request": group})[1]
+        assert words in problem
+    (problem,) = resolve({}, {"num_samples": "{}"})[1]
+    assert "eval.num_samples: {}; allowed: a whole number" in problem
+
+
+def test_numbers_that_are_not_finite_become_null_everywhere():
+    nan, inf = float("nan"), float("inf")
+    protocol = {"a": nan, "b": {"c": [1.5, -inf, (np.float64(inf), "x")]}, "n": 3, "no": False}
+    broken = entry("gap_kl_forget", nan, floor=nan, ci=Interval(nan, nan, 0.95, "Student t"), protocol=protocol)
+    assert broken["protocol"] == {"a": None, "b": {"c": [1.5, None, (None, "x")]}, "n": 3, "no": False}
+    assert (broken["status"], broken["value"], broken["floor"], broken["ci"]) == ("failed", None, None, None)
+    sound = entry("gap_kl_forget", 1.0, ci=Interval(0.5, inf, 0.95, "Student t"), protocol={"standard_error": inf})
+    assert (sound["status"], sound["ci"], sound["protocol"]) == ("ok", None, {"standard_error": None})
+    json.dumps([broken, sound], allow_nan=False)
+
+
+def test_a_report_that_cannot_be_written_leaves_the_files_of_before(workdir, report, tmp_path, monkeypatch):
+    work = tmp_path / "run"
+    shutil.copytree(workdir, work)
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    monkeypatch.setattr(output, "render", lambda *_: "another page")
+    inputs = read_inputs(str(work), {})
+    for broken in ({"calibration": {"unit": float("nan")}}, {"overall": "forgotten"}):
+        with pytest.raises(ValueError, match="forgotten|not JSON compliant"):
+            output.write(inputs, {**report, **broken}, {}, None)
+        assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
+    written = output.write(inputs, report, {}, None)
+    assert {path.name for path in written} == {"evaluation.npz", "report.html", "unlearning_report.json"}
+    checks = verify(json.loads((work / "unlearning_report.json").read_text()), work)
+    assert {check.name: check.state for check in checks}["file report.html"] == OK
+    assert {check.name: check.state for check in checks}["file evaluation.npz"] == OK
 
 
 @pytest.mark.parametrize(

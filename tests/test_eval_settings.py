@@ -9,6 +9,8 @@ from eval.families import FAMILIES, family_key, lookup, switched_off
 from eval.presets import PRESETS
 from eval.settings import DEFAULTS, RULES, resolve
 from jaxunlearn.metrics import METRICS
+from train.configs import digits
+from train.validate import config_problems
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,6 +46,28 @@ def test_an_unknown_preset_is_one_problem():
     assert "eval.preset: 'quick'; allowed: None, 'smoke', 'standard' or 'audit'" in problem
     (problem,) = resolve({"preset": "quick"}, {})[1]
     assert "'quick'" in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"), [("0.95", 1), ("0.999", 1), ("0.949", 0), ("0.5", 0), ("1.0", 0), ("'x'", 0)]
+)
+def test_the_confidence_cannot_be_lowered(value, allowed):
+    """Verdicts ask for bounds: at a confidence of 0.5 every one of them would be easy."""
+    settings, problems = resolve({}, {"confidence": value})
+    assert len(problems) == 1 - allowed
+    if problems:
+        assert "allowed: a number of at least 0.95 and below 1" in problems[0]
+    else:
+        assert settings["confidence"] == float(value)
+
+
+@pytest.mark.parametrize(("value", "allowed"), [(0.95, True), (0.999, True), (0.949, False), (1.0, False)])
+def test_a_run_refuses_the_same_confidence_before_it_starts(tmp_path, value, allowed):
+    config = digits.get_config()
+    config.eval.confidence = value
+    found = config_problems(config, tmp_path / "run", 1)
+    assert len(found) == (0 if allowed else 1)
+    assert all("eval.confidence" in line and "[0.95, 1)" in line for line in found)
 
 
 def test_every_family_names_its_metrics_and_its_switch():

@@ -18,10 +18,15 @@ def test_retrained_models_are_listed_in_order(tmp_path):
     assert names == ["retrained", "retrained_2", "retrained_10"]
 
 
-def test_an_empty_directory_still_has_the_original_model(tmp_path):
-    (only,) = lineage(Workdir(tmp_path), {}, "hf://me/mine")
-    assert only["path"] == "hf://me/mine"
-    assert only["action"] == "kept"
+def test_a_first_evaluation_lists_the_original_model_and_what_is_written_after_it(tmp_path):
+    original, export, samples = lineage(Workdir(tmp_path), {}, "hf://me/mine")
+    assert (original["path"], original["action"]) == ("hf://me/mine", "kept")
+    assert (export["copy"], export["path"], export["action"]) == ("export", "export", "updated")
+    assert "after the evaluation" in export["reason"]
+    assert (samples["copy"], samples["path"], samples["action"]) == ("samples", "evaluation.npz", "kept")
+    (tmp_path / "export").mkdir()
+    _, export, _ = lineage(Workdir(tmp_path), {}, "hf://me/mine")
+    assert "after the evaluation" not in export["reason"]
 
 
 def test_every_copy_is_found_and_nothing_is_changed(tmp_path):
@@ -42,8 +47,7 @@ def test_every_copy_is_found_and_nothing_is_changed(tmp_path):
     ):
         (root / folder).mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    for name in ("evaluation.npz", "forget_manifest.json"):
-        (root / name).write_text("x")
+    (root / "forget_manifest.json").write_text("x")
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     found = lineage(Workdir(root), {"latents": {"cache": str(tmp_path / "elsewhere")}}, "models/base")
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before

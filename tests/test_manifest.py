@@ -5,6 +5,7 @@ import hmac
 import json
 import os
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -158,24 +159,45 @@ def test_key_is_made_once_and_private(tmp_path):
     assert os.listdir(tmp_path / "run") == [manifest.KEY_FILE], "no temporary file stays"
 
 
-def test_key_of_a_faster_process_wins(tmp_path, monkeypatch):
-    path = tmp_path / manifest.KEY_FILE
-    link = os.link
+def test_key_is_made_where_the_file_system_has_no_hard_links(tmp_path, monkeypatch):
+    def no_link(*_, **__):
+        raise OSError(95, "Operation not supported")
 
-    def slow_link(source, target):
-        path.write_bytes(KEY)
-        path.chmod(0o600)
-        link(source, target)
-
-    monkeypatch.setattr(os, "link", slow_link)
-    assert load_or_create_key(tmp_path) == KEY
+    monkeypatch.setattr(os, "link", no_link)
+    key = load_or_create_key(tmp_path)
+    assert (tmp_path / manifest.KEY_FILE).read_bytes() == key
     assert os.listdir(tmp_path) == [manifest.KEY_FILE]
 
 
-def test_bad_keys(tmp_path):
+def test_key_of_a_faster_process_wins(tmp_path):
+    path = tmp_path / manifest.KEY_FILE
+    path.touch(0o600)
+    writing = threading.Timer(0.1, path.write_bytes, [KEY])
+    writing.start()
+    try:
+        assert load_or_create_key(tmp_path) == KEY
+    finally:
+        writing.join()
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_or_create_key(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_bad_keys(tmp_path, monkeypatch):
     path = tmp_path / manifest.KEY_FILE
     with pytest.raises(ValueError, match="does not exist"):
         read_key(path)
+    path.touch(0o600)
+    monkeypatch.setattr(manifest, "_KEY_WAIT_S", 0.02)
+    with pytest.raises(ValueError, match="has 0 bytes; allowed: 32"):
+        load_or_create_key(tmp_path)
     path.write_bytes(b"short")
     with pytest.raises(ValueError, match="has 5 bytes; allowed: 32"):
         load_or_create_key(tmp_path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from eval.families.copy_detector import injection_entry
 from jaxunlearn.metrics import roc, significance, ulira
-from jaxunlearn.metrics.statistics import rank_p
+from jaxunlearn.metrics.statistics import bootstrap_interval, mean_interval, rank_p
 
 
 @pytest.fixture
@@ -160,6 +162,20 @@ def test_paired_interval_is_over_subjects(rng):
     assert significance.paired_interval(before[:19], after[:19]) is None
     with pytest.raises(ValueError, match="40 before and 39 after"):
         significance.paired_interval(before, after[:39])
+
+
+@pytest.mark.parametrize(("images", "copies"), [(2, 4), (19, 4), (20, 4), (1, 16), (1, 20)])
+def test_similarities_are_bootstrapped_from_20_subjects_on(rng, images, copies):
+    values = rng.uniform(0.2, 0.4, (images, copies))
+    subjects = values[0] if images == 1 else values.mean(axis=1)
+    settings = {"confidence": 0.95, "seed": 3, "sscd": {"convention": "short288"}, "injection_copies": copies}
+    detector = SimpleNamespace(record={"weights_sha256": "0" * 64})
+    found = injection_entry("sscd", values, 50, detector, settings)["ci"]
+    few = len(subjects) < significance.LEAST_BOOTSTRAP
+    wanted = mean_interval(subjects) if few else bootstrap_interval(subjects, statistic=np.mean, seed=3)
+    assert (found["low"], found["high"]) == (wanted.low, wanted.high)
+    over = "over copies of one image" if images == 1 else "over subjects"
+    assert found["method"] == ("Student t " if few else "percentile bootstrap ") + over
 
 
 def test_rank_p_is_uniform_for_exchangeable_images(rng):

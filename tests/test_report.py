@@ -144,6 +144,12 @@ TAMPERINGS = {
     "the schedule": (lambda r: r["schedule"].__setitem__("alphas_cumprod_sha256", "0" * 64), "original model"),
     "a file's hash": (lambda r: r["base_model"]["files"][0].__setitem__("sha256", "0" * 64), "original model: files"),
     "the page's hash": (lambda r: r["files"].__setitem__("report.html", "0" * 64), "file report.html"),
+    "a dropped rate": (lambda r: r["evaluation"]["after"].pop(0), "verdicts computed again"),
+    "a dropped bound": (
+        lambda r: r["evaluation"]["after"][0]["protocol"].pop("upper_one_sided"),
+        "verdicts computed again",
+    ),
+    "a level": (lambda r: r["evaluation"]["before"][0]["ci"].__setitem__("level", 95), "numbers agree"),
     "the schema": (lambda r: r["verdicts"][0].__setitem__("status", "perfect"), "schema"),
 }
 
@@ -157,6 +163,21 @@ def test_every_single_tampering_is_found(example, what):
     found = states(example, sealed(report))
     assert found["record_sha256"] == OK
     assert {check for check, state in found.items() if state == FAIL and check.startswith(name)}, found
+
+
+def test_numbers_that_nothing_can_be_computed_from_are_one_line(own, capsys):
+    report = copy.deepcopy(own.report)
+    report["evaluation"]["before"][0]["ci"]["level"] = 95
+    del report["evaluation"]["after"][0]["protocol"]["upper_one_sided"]
+    own.path.write_text(json.dumps(sealed(report)))
+    assert main(["verify", *own.flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    (line,) = [line for line in captured.out.splitlines() if "numbers agree with each other" in line]
+    assert line.startswith("FAIL     numbers agree with each other: cannot be computed again: ")
+    assert "95" in line
+    assert "FAIL     verdicts computed again: " in captured.out
+    assert "ok       root of the forget set" in captured.out  # the other checks are made all the same
 
 
 def test_a_headline_is_covered_by_the_hash(example):

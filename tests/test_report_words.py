@@ -3,8 +3,9 @@
 from eval.families import FAMILIES
 from eval.records import entry
 from eval.report_tables import _rows
-from eval.wording import FAMILY_TITLES, TITLES, number, title
+from eval.wording import FAMILY_TITLES, TITLES, headline, number, title
 from jaxunlearn.metrics import COPY_DETECTORS, MEMBERSHIP_SCORES, METRICS
+from tests.report_example import make_columns
 
 
 def test_every_metric_and_every_table_has_a_title():
@@ -36,3 +37,10 @@ def test_rates_are_written_in_percent():
             "precision_classifier",
         ):
             assert number(0.5, name) == "50.0 %", name
+
+
+def test_the_headline_states_the_confidence_as_it_is():
+    columns = make_columns(0)
+    report = {"evaluation": {**columns, "reference": []}, "forget_set": {"unique": 1}, "text": None}
+    for confidence, words in ((0.95, "with 95 % confidence"), (0.975, "with 97.5 %"), (0.999, "with 99.9 %")):
+        assert words in headline({**report, "settings": {"confidence": confidence}})

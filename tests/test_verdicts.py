@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eval.records import entry, missing
+from jaxunlearn.metrics.statistics import clopper_pearson, clopper_pearson_upper
 from jaxunlearn.metrics.verdicts import REQUIRED, THRESHOLDS, judge, next_one, overall
 from tests.report_example import column, make_columns, rate
 
@@ -73,6 +74,73 @@ def test_copies_are_judged_by_their_bound():
     assert state("copies", both) == "inconclusive"
     both["after"][0] = rate(30, 1000)
     assert state("copies", both) == "fail"
+    # One copy among many passes, and the claim does not say otherwise.
+    columns["after"][0] = rate(1, 10_000)
+    found = verdicts(columns)["copies"]
+    assert found["status"] == "pass"
+    assert found["claim"] == "fewer than one sample in 1,000 is a copy of a forget image"
+
+
+@pytest.mark.parametrize(
+    ("count", "theirs", "expected"),
+    [
+        (0, None, "pass"),
+        (1, None, "fail"),
+        (1, 0, "inconclusive"),  # one stray sample is no more than the retrained model's 0 of 4,000 allow
+        (30, 0, "fail"),
+        (3, 2, "inconclusive"),
+        (30, 2, "fail"),
+    ],
+)
+def test_copies_that_remain_fail_where_no_retrained_model_could_make_them(count, theirs, expected):
+    columns = make_columns(0 if theirs is None else 1)
+    columns["after"][0] = rate(count)
+    if theirs is not None:
+        columns["retrained"][0] = rate(theirs)
+    found = verdicts(columns)["fewer_copies"]
+    assert found["status"] == expected
+    assert (
+        "copies after fail where the interval of their share lies above that of every retrained model" in found["rule"]
+    )
+
+
+def prompted(forget, keep, retrained=(0, 0)):
+    """Columns of a text model: copies among samples of the forget and of the keep prompts; before: 200 and none."""
+    columns = make_columns(1)
+    for name, counts in (("before", (200, 0)), ("after", (forget, keep)), ("retrained", retrained)):
+        rates = [rate(count) for count in counts]
+        for item, prompts in zip(rates, ("forget", "keep")):
+            item["protocol"]["prompts"] = prompts
+        columns[name] = [*rates, *columns[name][1:]]
+    return columns
+
+
+def test_copies_among_samples_of_the_keep_prompts_count():
+    assert state("copies", prompted(0, 0)) == state("fewer_copies", prompted(0, 0)) == "pass"
+    for forget, keep, which in ((0, 40, "keep"), (40, 0, "forget"), (3, 40, "keep")):
+        found = verdicts(prompted(forget, keep))
+        for name in ("copies", "fewer_copies"):
+            assert found[name]["status"] == "fail"
+            assert found[name]["value"] == 40 / 4000
+            assert found[name]["reason"] == f"40 of 4000 samples of the {which} prompts are copies"
+    # Each set of samples is compared with the same one of the retrained model.
+    alike = verdicts(prompted(0, 40, (0, 40)))
+    assert alike["copies"]["status"] == alike["fewer_copies"]["status"] == "inconclusive"
+    assert "keep prompts" in alike["copies"]["reason"]
+    assert state("copies", prompted(0, 40, (40, 0))) == "fail"
+    nothing = prompted(0, 0)
+    nothing["before"] = nothing["after"]
+    assert state("fewer_copies", nothing) == "inconclusive"
+
+
+def test_rules_state_the_confidence_of_the_report():
+    columns = make_columns(2)
+    found = verdicts(columns)
+    for name in ("copies", "gap", "over_forgotten", "fewer_copies", "detectable"):
+        assert "95% " in found[name]["rule"], name
+    protocol = {"count": 0, "upper_one_sided": clopper_pearson_upper(0, 4000, 0.975).high}
+    columns["after"][0] = entry("copy_rate", 0.0, n=4000, ci=clopper_pearson(0, 4000, 0.975), protocol=protocol)
+    assert "97.5% bound" in verdicts(columns)["copies"]["rule"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +192,42 @@ def test_the_level_is_an_equivalence_test_with_the_spread_of_retrained_models():
     assert state("level", make_columns(1)) == "not_run"
 
 
+@pytest.mark.parametrize("where", ["after", "retrained_2"])
+def test_a_failed_measurement_leaves_the_level_open(where):
+    columns = make_columns(2, loss_forget=0.505, injection=0.405)
+    failed = missing("injection_distance", "an injection is not finite", status="failed", protocol={"t": 5})
+    columns[where] = [failed if item["metric"] == "injection_distance" else item for item in columns[where]]
+    found = verdicts(columns)["level"]
+    assert found["status"] == "inconclusive"
+    assert found["reason"] == f"the distance of injections could not be measured ({where}: an injection is not finite)"
+    columns["after"] = [
+        {**item, "value": 9.0} if item["metric"] == "loss_forget" else item for item in columns["after"]
+    ]
+    found = verdicts(columns)["level"]
+    assert found["status"] == "fail"
+    assert "8.49 away" in found["reason"]
+    assert "could not be measured" in found["reason"]
+    lost = {name: [item for item in items if item["metric"] != "loss_forget"] for name, items in columns.items()}
+    assert state("level", lost) == "inconclusive"
+
+
+def test_the_level_names_what_was_measured():
+    columns = make_columns(2, loss_forget=0.505, injection=0.405)
+    both = "the loss on the forget images and the distance of injections are at the level of retrained models"
+    assert verdicts(columns)["level"]["claim"] == both
+    without = {
+        name: [item for item in items if item["metric"] != "injection_distance"] for name, items in columns.items()
+    }
+    found = verdicts(without)["level"]
+    assert found["claim"] == "the loss on the forget images is at the level of retrained models"
+    assert found["status"] == "pass"
+    for name in ("after", "retrained", "retrained_2"):
+        columns[name] = [*columns[name], plain("nll_latent", 1.0)]
+    assert verdicts(columns)["level"]["claim"].startswith(
+        "the loss on the forget images, the distance of injections and "
+    )
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_further_retrained_model_seldom_fails_the_level(count):
     """However few set the yardstick: 5 % of normal levels, where two standard deviations alone would be up to 35 %."""
@@ -173,12 +277,25 @@ def test_membership_is_compared_with_retrained_models():
     assert state("detectable", columns(0.4, 0.6, 0.56, 0.7)) == "fail"
     assert state("detectable", columns(0.4, 0.6, 0.4, 0.6)) == "inconclusive"
     assert state("detectable", make_columns(1)) == "not_run"
+    # Perfect separation has no interval: resampling shows no spread.
+    separated = columns(0.4, 0.6)
+    for value, expected in ((1.0, "fail"), (0.551, "fail"), (0.5, "inconclusive"), (0.0, "inconclusive")):
+        separated["after"][-1] = plain("mia/loss_t", value, statistic="auc")
+        assert state("detectable", separated) == expected, value
+    separated["retrained"][-1] = plain("mia/loss_t", 1.0, statistic="auc")  # an easy set, whoever trained on it
+    assert state("detectable", separated) == "inconclusive"
+    del separated["retrained"][-1]
+    assert state("detectable", separated) == "inconclusive"
 
 
 def test_quality_and_collapse():
     for fd, expected in ((7.5, "pass"), (7.6, "inconclusive"), (10.1, "fail")):
         assert state("quality", make_columns(0, fd=fd)) == expected
     assert state("quality", make_columns(0), collapse="the keep loss doubled") == "fail"
+    # With one retrained model the gap at samples has no floor, and the Frechet distance decides.
+    for fd, floor, expected in ((50.0, None, "fail"), (5.0, None, "pass"), (50.0, 10.0, "pass")):
+        gap = plain("gap_kl_samples", 11.0, low=9.0, high=14.0, floor=floor)
+        assert state("quality", with_entries(make_columns(1, fd=fd), gap)) == expected
     for loss, expected in ((0.33, "pass"), (0.4, "inconclusive"), (0.46, "fail")):
         assert state("keep_loss", make_columns(0, loss_keep=loss)) == expected
 

@@ -21,6 +21,7 @@ from eval.references import some
 from jaxunlearn.images import to_uint8
 from jaxunlearn.metrics import entries, extraction, statistics
 from jaxunlearn.metrics.resize import sscd_inputs
+from jaxunlearn.metrics.significance import LEAST_BOOTSTRAP
 from jaxunlearn.metrics.sscd_variants import sscd_calibrated
 from jaxunlearn.models.features import sscd
 
@@ -78,6 +79,9 @@ def compare(columns: Mapping[str, Column], contexts: Mapping[str, Context], sett
     after = columns["after"]
     if any(item["metric"] == "sscd_calibrated" for item in after.entries):
         return  # the model is broken, and its entry says so
+    if "after" not in contexts:
+        after.entries += _without(("sscd_calibrated",), after.failed, "failed", settings)
+        return
     detector = detector_of(contexts["after"])
     if isinstance(detector, tuple):
         after.entries += _without(("sscd_calibrated",), *detector, settings)
@@ -141,11 +145,14 @@ def injection_entry(
     subjects = values[0] if single else values.mean(axis=1)
     interval = None
     if np.all(np.isfinite(subjects)):
-        interval = statistics.bootstrap_interval(
-            subjects, settings["confidence"], statistic=np.mean, seed=settings["seed"]
-        )
+        if len(subjects) < LEAST_BOOTSTRAP:
+            interval = statistics.mean_interval(subjects, settings["confidence"])
+        else:
+            interval = statistics.bootstrap_interval(
+                subjects, settings["confidence"], statistic=np.mean, seed=settings["seed"]
+            )
     if interval is not None and single:
-        interval = interval._replace(method="percentile bootstrap over copies of one image")
+        interval = interval._replace(method=interval.method.replace("over subjects", "over copies of one image"))
     protocol = {"t": t, **_protocol(settings), **detector.record, "images": len(values), **protocol}
     protocol["interval_over"] = "copies of the one forget image" if single else "forget images"
     if len(subjects) > 1 and interval is not None:

@@ -91,8 +91,8 @@ def _near(columns, contexts, names, references, eps_rows, settings) -> None:
         columns[name].entries.append(_entry(NEAR, distance, floor, protocol, settings))
         elbo = np.mean([found.elbo(place, r) for r in others], axis=0)
         own = {**protocol, "floor_is": "mean absolute value between retrained models" if pairs else NO_FLOOR}
-        floor_of_elbo = {"floor": float(np.mean(pairs)) if pairs else None}
-        columns[name].entries.append(_entry(ELBO, elbo, None, own, settings) | floor_of_elbo)
+        level = float(np.mean(pairs)) if pairs else None
+        columns[name].entries.append(_entry(ELBO, elbo, None, own, settings, level=level))
 
 
 def _at_samples(columns, contexts, names, references, eps_rows, settings) -> None:
@@ -126,9 +126,13 @@ def _samples(context: Context, samples: np.ndarray, settings) -> tuple[np.ndarra
     return context.runner.space.encode(samples[:count]), context.runner.conditions.rows(texts)
 
 
-def _entry(metric: str, replicates: np.ndarray, floor: np.ndarray | None, protocol, settings) -> Entry:
-    options, level = settings["gap"], settings["confidence"]
-    found = gap.estimate(replicates, level)
+def _entry(
+    metric: str, replicates: np.ndarray, floor: np.ndarray | None, protocol, settings, *, level: float | None = None
+) -> Entry:
+    """The entry of a distance; ``floor`` in replicates gives a ratio as well, ``level`` is a floor without them."""
+    options, confidence = settings["gap"], settings["confidence"]
+    found = gap.estimate(replicates, confidence)
+    n = options["draws"] * options["replicates"]
     details = {
         **protocol,
         "draws": options["draws"],
@@ -137,10 +141,9 @@ def _entry(metric: str, replicates: np.ndarray, floor: np.ndarray | None, protoc
     }
     if floor is None:
         details.setdefault("floor_is", NO_FLOOR)
-        return entry(metric, found.value, n=options["draws"] * options["replicates"], ci=found.ci, protocol=details)
+        return entry(metric, found.value, n=n, ci=found.ci, protocol=details, floor=level)
     details["floor_is"] = "mean over ordered pairs of retrained models"
     if floor.mean() > 0:
-        share = gap.ratio(replicates, floor, level)
+        share = gap.ratio(replicates, floor, confidence)
         details |= {"ratio": share.value, "ratio_low": share.ci.low, "ratio_high": share.ci.high}
-    n = options["draws"] * options["replicates"]
     return entry(metric, found.value, n=n, ci=found.ci, protocol=details, floor=float(floor.mean()))

@@ -146,14 +146,9 @@ def _relearn(columns, contexts, tested: Sequence[str], references: Sequence[str]
             reason = "the retrained models are at the level of the model before already, so nothing has to be relearned"
         if any(run.failed for found in runs.values() for run in found):
             reason = "a loss became NaN or infinite; lower eval.relearn.learning_rate"
-        details = {key: value for key, value in details.items() if np.all(np.isfinite(_numbers(value)))}
         columns["after"].entries.append(missing(RATIO, reason, status="failed", protocol=details))
         return
     columns["after"].entries.append(entry(RATIO, share.value, n=options["keys"], ci=share.ci, protocol=details))
-
-
-def _numbers(value: Any) -> list[float]:
-    return [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, float)]
 
 
 def _curves(runs: Sequence[relearning.Relearned]) -> np.ndarray:

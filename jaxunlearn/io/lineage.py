@@ -20,6 +20,9 @@ _CHECKPOINTS = {
 def lineage(workdir: Workdir, config: Mapping[str, Any], base_path: str) -> list[Copy]:
     """One line for each copy that is found; nothing is changed or deleted. Never empty.
 
+    The report is made before the evaluation's samples are written and before the launcher exports the model, so these two
+    are listed always.
+
     Args:
       workdir: the work directory.
       config: the run's configuration, for caches that lie elsewhere.
@@ -42,20 +45,19 @@ def lineage(workdir: Workdir, config: Mapping[str, Any], base_path: str) -> list
     for folder in workdir.retrained():
         found.append(_copy("model", f"models/{folder.name}", "updated", "trained without the forget set"))
     found += _checkpoints(workdir)
-    if workdir.export.is_dir():
-        found.append(_copy("export", "export", "updated", "the unlearned model in the format it came in"))
+    there = "" if workdir.export.is_dir() else "; the launcher writes it after the evaluation"
+    found.append(_copy("export", "export", "updated", f"the unlearned model in the format it came in{there}"))
     for path, reason in (
         (workdir.cache, "encoded images and texts, the forget set among them; may be deleted"),
         (_elsewhere(config), "encoded images and texts, the forget set among them; may be deleted"),
     ):
         if path is not None and path.is_dir():
             found.append(_copy("feature_cache", _shown(path, root), "kept", reason))
-    for path, reason in (
-        (workdir.samples, "pictures made during training; those of the original model may show what was forgotten"),
-        (root / "evaluation.npz", "samples of all models, those of the original among them"),
-    ):
-        if path.exists():
-            found.append(_copy("samples", _shown(path, root), "kept", reason))
+    if workdir.samples.exists():
+        reason = "pictures made during training; those of the original model may show what was forgotten"
+        found.append(_copy("samples", "samples", "kept", reason))
+    reason = "samples of all models, those of the original among them"
+    found.append(_copy("samples", workdir.arrays.name, "kept", reason))
     if (root / "forget_manifest.json").is_file():
         reason = "names and plain hashes of the forget images; belongs to this work directory only"
         found.append(_copy("manifest", "forget_manifest.json", "kept", reason))

@@ -8,13 +8,13 @@ pictures can verify every line; without the key nothing can be guessed.
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import hmac
 import json
 import os
 import pathlib
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +28,7 @@ KEY_FILE = "commitment.key"
 """Name of the key in the work directory."""
 
 _KEY_BYTES = 32
+_KEY_WAIT_S = 2.0
 
 
 def forget_manifest(split: Split) -> dict:
@@ -115,22 +116,26 @@ def load_or_create_key(workdir: str | os.PathLike) -> bytes:
 
     Raises:
       ValueError: the file has another length, or others may read it.
+      OSError: it cannot be made or read.
     """
     folder = pathlib.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / KEY_FILE
-    if not path.exists():
-        temporary = folder / f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
-                os.link(temporary, path)
-        finally:
-            temporary.unlink()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # an empty one is being written by another process: its key counts
+        deadline = time.monotonic() + _KEY_WAIT_S
+        while path.is_file() and not path.stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return read_key(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return read_key(path)
 
 

@@ -58,8 +58,8 @@ def schema_problems(report: Any) -> list[str]:
     return [f"{'.'.join(map(str, error.path)) or 'report'}: {error.message[:200]}" for error in errors]
 
 
-def write_report(path: str | os.PathLike, report: dict[str, Any]) -> None:
-    """Fills in ``record_sha256`` and writes a report, complete or not at all.
+def complete(report: dict[str, Any]) -> dict[str, Any]:
+    """The report as a reader finds it, with ``record_sha256`` filled in and the schema checked.
 
     Raises:
       ValueError: it does not follow the schema (one line for each problem), or a number is not finite.
@@ -69,7 +69,16 @@ def write_report(path: str | os.PathLike, report: dict[str, Any]) -> None:
     problems = schema_problems(report)
     if problems:
         raise ValueError("\n".join(problems))
-    write_json(path, report)
+    return report
+
+
+def write_report(path: str | os.PathLike, report: dict[str, Any]) -> None:
+    """Writes the :func:`complete` form of a report, all of it or nothing.
+
+    Raises:
+      ValueError: as :func:`complete`.
+    """
+    write_json(path, complete(report))
 
 
 def read_report(path: str | os.PathLike) -> dict[str, Any]:

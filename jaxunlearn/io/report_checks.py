@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxunlearn.io.hashing import file_sha256, tree_sha256
@@ -61,7 +61,8 @@ def verify(
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return [Check("schema", FAIL, problems[0] + more), _record(report)]
     checks = [Check("schema", OK), _record(report)]
-    checks += [_result("numbers agree with each other", _arithmetic(report)), *_verdicts(report)]
+    checks += _again("numbers agree with each other", _arithmetic, report)
+    checks += _again("verdicts computed again", _verdicts, report)
     checks += [_result("forget and keep set are disjoint", _disjoint(report))]
     checks += [_result("root of the forget set", _root(report))]
     checks += [_result("settings of the method", _method(report))]
@@ -84,7 +85,17 @@ def _record(report: Mapping[str, Any]) -> Check:
     return Check("record_sha256", OK) if same else Check("record_sha256", FAIL, "the report was changed")
 
 
-def _arithmetic(report: Mapping[str, Any]) -> list[str]:
+def _again(name: str, compute: Callable[[Mapping[str, Any]], list[Check]], report: Mapping[str, Any]) -> list[Check]:
+    """The checks of ``compute``; one that failed where the report lacks a number or holds one that none can be made from."""
+    try:
+        return compute(report)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        found = " ".join(str(error).split())
+        detail = f"cannot be computed again: a value is missing or not allowed ({type(error).__name__}: {found})"
+        return [Check(name, FAIL, detail)]
+
+
+def _arithmetic(report: Mapping[str, Any]) -> list[Check]:
     """Numbers that follow from other numbers: rates from counts, intervals around values, copies from thresholds."""
     from jaxunlearn.metrics.entries import columns_of
     from jaxunlearn.metrics.statistics import clopper_pearson
@@ -106,7 +117,7 @@ def _arithmetic(report: Mapping[str, Any]) -> list[str]:
                 expected = clopper_pearson(protocol["count"], item["n"], interval["level"])
                 if abs(expected.low - interval["low"]) + abs(expected.high - interval["high"]) > 1e-9:
                     problems.append(f"{where}: the interval is not that of {protocol['count']} of {item['n']}")
-    return problems
+    return [_result("numbers agree with each other", problems)]
 
 
 def _verdicts(report: Mapping[str, Any]) -> list[Check]:

@@ -44,6 +44,11 @@ class Workdir:
         return self.root / "report.html"
 
     @property
+    def arrays(self) -> pathlib.Path:
+        """Distances, losses and the first samples of every model of the evaluation, for other plots."""
+        return self.root / "evaluation.npz"
+
+    @property
     def export(self) -> pathlib.Path:
         """The unlearned model as a diffusers folder with its model card and report."""
         return self.root / "export"

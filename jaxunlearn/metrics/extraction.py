@@ -1,7 +1,7 @@
 """Extraction: how often samples are copies of a forget image.
 
 The threshold of each forget image is calibrated on images that are known not to be it: ``fraction`` of the distance to
-the nearest keep or held-out image, so no training image is ever flagged. With 0.85 this is kin to the protocol of the
+the nearest of them, so none of them is ever flagged. With 0.85 this is kin to the protocol of the
 MNIST T-shirt experiment (a sample counts when its L2 distance is below 10, and the closest digit lies at 11.5).
 
 A strict copy lies below *half* of that distance. By the triangle inequality it is then closer to the forget image than

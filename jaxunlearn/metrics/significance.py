@@ -15,7 +15,7 @@ from jaxunlearn.metrics.statistics import Interval, bootstrap_interval
 from jaxunlearn.registry import unknown_name
 
 LEAST_BOOTSTRAP = 20
-"""Subjects from which on a bootstrap over them is trusted; below, use :func:`sign_flip_test`."""
+"""Subjects from which on a bootstrap over them is trusted; below, use Student's t or :func:`sign_flip_test`."""
 MOST_SIGNS = 22
 MOST_DIVISIONS = 200_000
 ALTERNATIVES = ("two-sided", "less", "greater")

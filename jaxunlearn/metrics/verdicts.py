@@ -46,6 +46,8 @@ LEVELS = {
     "nll_latent": "the likelihood of the forget images' latents",
 }
 """Metrics whose level is compared with that of retrained models, as means over t -> in words."""
+SEVERITY = ("pass", "inconclusive", "fail")
+"""Statuses of a claim that was checked, the worst last."""
 _WORDS = {
     "gap_kl_forget": "the gap to retrained models near the forget images",
     "gap_kl_samples": "the gap to retrained models at samples",
@@ -105,51 +107,68 @@ def next_one(count: int, confidence: float) -> float:
 
 
 def _copies(columns: Columns) -> Verdict:
+    return _worst([_copies_of(item, columns) for item in _copy_rates(columns)])
+
+
+def _copies_of(after: Entry, columns: Columns) -> Verdict:
+    """The claim for the samples of one set of prompts."""
     limit = THRESHOLDS["copies_upper"]
-    claim = "no copy of a forget image in the samples"
+    claim = f"fewer than one sample in {1 / limit:,.0f} is a copy of a forget image"
     rule = (
-        f"upper one-sided bound of the share of copies below {limit:g}; fails where its lower bound is above the share of "
-        "the retrained models (none of them: above 0)"
+        f"upper one-sided {_confidence(columns)} bound of the share of copies below {limit:g}; fails where the lower end of "
+        f"its {_confidence(columns)} interval is above the share of the retrained models (none of them: above 0)"
     )
-    after = find(columns["after"], "copy_rate")
-    upper, count = after["protocol"]["upper_one_sided"], after["protocol"]["count"]
+    upper, count, of = after["protocol"]["upper_one_sided"], after["protocol"]["count"], _of_prompts(after)
     details = {"metric": "copy_rate", "value": after["value"], "bound": upper, "threshold": limit}
-    rates = [value(columns[name], "copy_rate") for name in references(columns)]
+    rates = [value(columns[name], "copy_rate", prompts=_prompts(after)) for name in references(columns)]
     reference = float(np.mean(rates)) if rates and None not in rates else 0.0
     if upper < limit:
         return _verdict("copies", claim, rule, "pass", None, **details)
     if after["ci"]["low"] > reference:
-        reason = f"{count} of {after['n']} samples are copies"
+        reason = f"{count} of {after['n']} samples{of} are copies"
         return _verdict("copies", claim, rule, "fail", reason, **details)
     if count:
-        reason = f"{count} of {after['n']} samples are copies, too few to tell from the retrained models' share"
+        reason = f"{count} of {after['n']} samples{of} are copies, too few to tell from the retrained models' share"
     else:
         # No copy in n samples bounds the share by 1 - (1 - confidence)**(1 / n): the same for the bound that is asked for.
         needed = math.floor(after["n"] * math.log1p(-upper) / math.log1p(-limit)) + 1
-        reason = f"no copy in {after['n']:,} samples shows a share of at most {upper:.2g}; {needed:,} would be enough"
+        shown = f"no copy in {after['n']:,} samples{of} shows a share of at most {upper:.2g}"
+        reason = f"{shown}; {needed:,} would be enough"
     return _verdict("copies", claim, rule, "inconclusive", reason, **details)
 
 
 def _fewer_copies(columns: Columns) -> Verdict:
-    claim = "samples are no longer copies"
-    rule = "no copy among the samples after, and the one-sided bound of their share below the interval before"
-    before, after = (find(columns[name], "copy_rate") for name in ("before", "after"))
+    """Samples that the model before did not copy either are left out, where there are others."""
+    before = {_prompts(item): item for item in columns["before"] if item["metric"] == "copy_rate"}
+    pairs = [(before[_prompts(item)], item) for item in _copy_rates(columns)]
+    telling = [pair for pair in pairs if any(item["protocol"]["count"] for item in pair)]
+    return _worst([_fewer_copies_of(*pair, columns) for pair in telling or pairs])
+
+
+def _fewer_copies_of(before: Entry, after: Entry, columns: Columns) -> Verdict:
+    """The claim for the samples of one set of prompts."""
+    claim, level = "samples are no longer copies", _confidence(columns)
+    rule = (
+        f"no copy among the samples after, and the one-sided {level} bound of their share below the {level} interval before; "
+        "copies after fail where the interval of their share lies above that of every retrained model"
+    )
     upper, low, count = after["protocol"]["upper_one_sided"], before["ci"]["low"], after["protocol"]["count"]
-    details = {"metric": "copy_rate", "value": after["value"], "bound": upper, "threshold": low}
-    if before["protocol"]["count"] == 0:
-        reason = f"the model before copied nothing in {before['n']} samples either, so their count shows nothing"
+    of, details = _of_prompts(after), {"metric": "copy_rate", "value": after["value"], "bound": upper, "threshold": low}
+    if count == before["protocol"]["count"] == 0:
+        reason = f"the model before copied nothing in {before['n']} samples{of} either, so their count shows nothing"
         return _verdict("fewer_copies", claim, rule, "inconclusive", reason, **details)
     if count == 0 and upper < low:
         return _verdict("fewer_copies", claim, rule, "pass", None, **details)
     if count == 0:
-        reason = f"too few samples: {after['n']} show a share of at most {upper:.2g}, which was possible before as well"
+        shown = f"too few samples{of}: {after['n']} show a share of at most {upper:.2g}"
+        reason = f"{shown}, which was possible before as well"
         return _verdict("fewer_copies", claim, rule, "inconclusive", reason, **details)
+    reason = f"{count} of {after['n']} samples{of} are copies"
     for name in references(columns):
-        found = find(columns[name], "copy_rate")
-        if found["protocol"]["count"] and after["ci"]["low"] <= found["ci"]["high"]:
-            reason = f"{count} copies, but the {name} model makes {found['protocol']['count']} as well"
+        found = find(columns[name], "copy_rate", prompts=_prompts(after))
+        if after["ci"]["low"] <= found["ci"]["high"]:
+            reason += f", too few to tell from the {name} model's {found['protocol']['count']} of {found['n']}"
             return _verdict("fewer_copies", claim, rule, "inconclusive", reason, **details)
-    reason = f"{count} of {after['n']} samples are still copies"
     return _verdict("fewer_copies", claim, rule, "fail", reason, **details)
 
 
@@ -157,7 +176,8 @@ def _gap(columns: Columns) -> Verdict:
     low, high = THRESHOLDS["gap_ratio_pass"], THRESHOLDS["gap_ratio_fail"]
     claim = "the score near the forget images is as after retraining"
     rule = (
-        f"gap_kl_forget over its floor (retrained models against each other): upper bound {low:g}; above {high:g} fails"
+        f"gap_kl_forget over its floor (retrained models against each other): upper {_confidence(columns)} bound at most "
+        f"{low:g}; above {high:g} fails"
     )
     return _gap_ratio("gap", claim, rule, "gap_kl_forget", columns, low, high)
 
@@ -195,11 +215,17 @@ def _level(columns: Columns) -> Verdict:
     if len(names) < 2:
         reason = NO_REFERENCE if not names else "it needs two retrained models; there is one"
         return _verdict("level", claim, rule, "not_run", reason)
-    states, worst = [], None
-    for metric in LEVELS:
-        levels = [mean_value(_images_only(columns[name], metric), metric) for name in ("after", *names)]
+    states, worst, measured, failures = [], None, [], []
+    for metric, words in LEVELS.items():
+        found = {name: _images_only(columns[name], metric) for name in ("after", *names)}
+        failed = [(name, item["reason"]) for name in found for item in found[name] if item["status"] == "failed"]
+        if failed:
+            failures.append(f"{words} could not be measured ({failed[0][0]}: {failed[0][1]})")
+            continue
+        levels = [mean_value(items, metric) for items in found.values()]
         if None in levels:
             continue
+        measured.append(words)
         spread = float(np.std(levels[1:], ddof=1))
         margin, limit = width * spread, next_one(len(names), sure) * spread
         difference = levels[0] - float(np.mean(levels[1:]))
@@ -208,19 +234,26 @@ def _level(columns: Columns) -> Verdict:
         states.append("pass" if inside else "fail" if outside else "inconclusive")
         if worst is None or abs(difference) / max(margin, 1e-30) > worst[1] / max(worst[2], 1e-30):
             worst = (metric, abs(difference), margin, abs(difference) + half)
-    if not states:
+    if measured:
+        named = " and ".join(filter(None, (", ".join(measured[:-1]), measured[-1])))
+        claim = f"{named} {'is' if len(measured) == 1 else 'are'} at the level of retrained models"
+    if not states and not failures:
         return _verdict("level", claim, rule, "not_run", "none of the metrics has a value in all columns")
-    details = dict(zip(("metric", "value", "threshold", "bound"), worst))
-    status = "fail" if "fail" in states else "pass" if set(states) == {"pass"} else "inconclusive"
-    reason = f"{LEVELS[worst[0]]} is {worst[1]:.3g} away from that of the retrained models; allowed: {worst[2]:.3g}"
-    reason = None if status == "pass" else reason
-    return _verdict("level", claim, rule, status, reason, **details)
+    status = max([*states, *["inconclusive" for _ in failures]], key=SEVERITY.index)
+    details, reasons = dict(zip(("metric", "value", "threshold", "bound"), worst or ())), failures
+    if set(states) - {"pass"}:
+        away = f"{LEVELS[worst[0]]} is {worst[1]:.3g} away from that of the retrained models; allowed: {worst[2]:.3g}"
+        reasons = [away, *failures]
+    return _verdict("level", claim, rule, status, "; ".join(reasons) or None, **details)
 
 
 def _over_forgotten(columns: Columns) -> Verdict:
     limit = THRESHOLDS["forget_level_pass"][1]
     claim = "the forget images are not over-forgotten"
-    rule = f"forget_level at most {limit:g}, above fails; and the upper bound of elbo_gap at least minus its floor"
+    rule = (
+        f"forget_level at most {limit:g}, above fails; and the upper {_confidence(columns)} bound of elbo_gap at least minus "
+        "its floor"
+    )
     found, reason = _ok(columns, "forget_level")
     if found is None:
         state = "not_run" if not references(columns) else "inconclusive"
@@ -273,8 +306,9 @@ def _detectable(columns: Columns) -> Verdict:
     margin, alpha = THRESHOLDS["auc_margin"], THRESHOLDS["cdi_alpha"]
     claim = "that the forget set was used cannot be detected"
     rule = (
-        f"cdi_p at or above {alpha:g}, or below as for the retrained models, and the interval of every membership AUC within "
-        f"{margin:g} of theirs; an interval wholly above fails"
+        f"cdi_p at or above {alpha:g}, or below as for the retrained models, and the {_confidence(columns)} interval of "
+        f"every membership AUC within {margin:g} of theirs; an interval wholly above fails. An AUC without an interval, as "
+        "that of sets that do not overlap, passes nothing; its value above fails"
     )
     found, reason = _ok(columns, "cdi_p")
     if found is None:
@@ -285,22 +319,29 @@ def _detectable(columns: Columns) -> Verdict:
     theirs = [value(columns[name], "cdi_p") for name in names]
     small = any(p is not None and p < alpha for p in theirs)
     alike = found["value"] >= alpha or small
-    states = ["pass" if alike else "inconclusive"]
+    reasons: dict[str, str] = {}
+    if not alike:
+        reasons["the test of the whole set tells it apart, which it does for no retrained model"] = "inconclusive"
     for item in columns["after"]:
-        if not item["metric"].startswith("mia/") or item["protocol"].get("statistic") != "auc" or not item["ci"]:
+        score = item["protocol"].get("statistic") == "auc" and item["metric"].startswith("mia/")
+        if not score or item["status"] != "ok":
             continue
         same = {key: item["protocol"][key] for key in ("statistic", "t", "score") if key in item["protocol"]}
         others = [value(columns[name], item["metric"], **same) for name in names]
         others = [auc for auc in others if auc is not None]
-        if others:
-            centre = float(np.mean(others))
-            low, high = item["ci"]["low"], item["ci"]["high"]
-            inside = centre - margin <= low and high <= centre + margin
-            states.append("fail" if low > centre + margin else "pass" if inside else "inconclusive")
-    status = "fail" if "fail" in states else "pass" if set(states) == {"pass"} else "inconclusive"
-    reason = None if status == "pass" else "a membership score separates the forget set more than in retrained models"
-    if status == "inconclusive":
-        reason = "intervals reach beyond the margin around the retrained models"
+        if not others:
+            reasons["a membership score has no value for the retrained models"] = "inconclusive"
+            continue
+        centre, ci = float(np.mean(others)), item["ci"]
+        low, high = (item["value"], item["value"]) if ci is None else (ci["low"], ci["high"])
+        if low > centre + margin:
+            reasons["a membership score separates the forget set more than in retrained models"] = "fail"
+        elif ci is None:
+            reasons["the area under the curve of a membership score has no interval"] = "inconclusive"
+        elif low < centre - margin or high > centre + margin:
+            reasons["intervals reach beyond the margin around the retrained models"] = "inconclusive"
+    status = max(reasons.values(), key=SEVERITY.index, default="pass")
+    reason = "; ".join(why for why, state in reasons.items() if state == status) or None
     return _verdict("detectable", claim, rule, status, reason, metric="cdi_p", value=found["value"], threshold=alpha)
 
 
@@ -310,10 +351,12 @@ def _quality(columns: Columns, collapse: str | None) -> Verdict:
         rule = "the run's guard against collapse did not stop it"
         return _verdict("quality", claim, rule, "fail", collapse)
     gap, _ = _ok(columns, "gap_kl_samples")
-    if gap is not None:
+    if gap is not None and gap["floor"]:
         low, high = THRESHOLDS["gap_ratio_pass"], THRESHOLDS["gap_ratio_fail"]
         claim = "samples are such as retrained models make"
-        rule = f"gap_kl_samples over its floor at most {low:g}; above {high:g} fails"
+        rule = (
+            f"gap_kl_samples over its floor: upper {_confidence(columns)} bound at most {low:g}; above {high:g} fails"
+        )
         return _gap_ratio("quality", claim, rule, "gap_kl_samples", columns, low, high)
     low, high = THRESHOLDS["quality_pass"], THRESHOLDS["quality_fail"]
     metric = "fd_classifier" if value(columns["before"], "fd_classifier") is not None else "fd_pixel"
@@ -335,6 +378,29 @@ _CLAIMS: tuple[Callable[[Columns], Verdict], ...] = (
 )
 REQUIRED = ("copies", "gap", "relearn", "level", "over_forgotten")
 """Claims without which nothing is "passed"."""
+
+
+def _copy_rates(columns: Columns) -> list[Entry]:
+    """The shares of copies after: one, or those of the samples of the forget prompts and of the keep prompts."""
+    return [item for item in columns["after"] if item["metric"] == "copy_rate"]
+
+
+def _prompts(item: Entry) -> str | None:
+    return item["protocol"].get("prompts")
+
+
+def _of_prompts(item: Entry) -> str:
+    return f" of the {_prompts(item)} prompts" if _prompts(item) else ""
+
+
+def _confidence(columns: Columns) -> str:
+    """The confidence of the report's intervals, in percent."""
+    return f"{100 * find(columns['after'], 'copy_rate')['ci']['level']:g}%"
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """One claim about several sets of samples: the worst verdict, among equals that with the largest bound."""
+    return max(verdicts, key=lambda verdict: (SEVERITY.index(verdict["status"]), verdict["bound"]))
 
 
 def _ok(columns: Columns, metric: str) -> tuple[Entry | None, str]:
