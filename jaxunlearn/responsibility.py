@@ -84,10 +84,12 @@ class ResponsibilityWindow(NamedTuple):
 
     Attributes:
       window: (t1, t2), half-open.
+      middle: number of timesteps with a share above one half.
       memorised: the share never falls below ``high``, as for a prompt with one image: then the window is the last quarter.
     """
 
     window: tuple[int, int]
+    middle: int
     memorised: bool
 
 
@@ -105,12 +107,12 @@ def window_from_responsibility(share: np.ndarray, *, high: float = 0.99, low: fl
     share = np.asarray(share, np.float64)
     if not 0 <= low < high <= 1:
         raise ValueError(f"need 0 <= low < high <= 1, got low={low}, high={high}")
-    t1, t2 = int(np.sum(share >= high)), int(np.sum(share > low))
+    t1, t2, middle = int(np.sum(share >= high)), int(np.sum(share > low)), int(np.sum(share > 0.5))
     if t1 == len(share):
-        return ResponsibilityWindow((3 * len(share) // 4, len(share)), True)
+        return ResponsibilityWindow((3 * len(share) // 4, len(share)), middle, True)
     if t1 >= t2:
         raise ValueError(
             f"no timestep has a share in ({low}, {high}): the largest is {share.max():.3g}, so the image is never chosen; "
             "take the window from the spectrum"
         )
-    return ResponsibilityWindow((t1, t2), False)
+    return ResponsibilityWindow((t1, t2), middle, False)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxunlearn.errors import filtered, weighted
 from jaxunlearn.forgetting import ProbeLosses
 from jaxunlearn.frequency import CORNER, FILTERS, RadialSpectrum, radial_spectrum, shell_power
+from jaxunlearn.responsibility import ResponsibilityWindow
 from jaxunlearn.schedule import Schedule
 from jaxunlearn.spectrum import TINY_POWER, cutoff_from_spectrum, resolved_bins, window_from_spectrum
 from jaxunlearn.timesteps import window
@@ -122,20 +123,24 @@ def choose_window(
     spectrum: RadialSpectrum,
     gap: LossGap | None,
     *,
-    decided: tuple[int, int] | None = None,
+    decided: ResponsibilityWindow | None = None,
     share: float = 0.8,
     sigmas: float = 3.0,
 ) -> tuple[tuple[int, int], list[str]]:
     """The window, and why.
 
-    1. *Where it is decided that a forget image comes out*, ``decided``. At smaller t the sample is committed, and ascent only
-       damages detail; at larger t nothing of one image is left. Where it is not given, *where images take shape*:
-       :func:`window_from_spectrum`, the timesteps in which bins 1 to an eighth of the side come into being.
-    2. *Where the model knows them*: from the first to the last timestep with a significant gap, ``gap > sigmas * error``, if
-       ``decided`` is given; else the shortest run that holds ``share`` of it. Each timestep stands for the range up to the
-       middle between it and the next.
-    3. The window is what both have in common. Where that is less than a twentieth of T: the first if it is ``decided``, else
-       the second. Where no gap is given or none is significant: the first; everything where there is neither.
+    With ``decided``, the timesteps in which it is decided that a forget image comes out:
+
+    1. Pixel distances overstate what a network resolves, and the model says by how much. Up to where there is a significant
+       gap (``gap > sigmas * error``) its answers point to the forget images, so its own middle of the decision lies there or
+       later. Where that is cleaner than ``decided.middle``, the window moves there, by a factor in the SNR.
+    2. It begins no later than where the images take shape (:func:`window_from_spectrum`): what has taken shape before it is
+       decided has to go as well. At smaller t only detail is left, and ascent there damages that.
+
+    Without ``decided``: what the timesteps in which the images take shape have in common with the shortest run that holds
+    ``share`` of the gap; where they have less than a twentieth of T in common, the run alone. Each timestep of the gap stands
+    for the range up to the middle between it and the next. Where nothing is known about something, the rest decides;
+    everything where nothing is known at all.
 
     Args:
       schedule: the noise schedule.
@@ -146,36 +151,54 @@ def choose_window(
       sigmas: standard errors that count as significant.
 
     Raises:
-      ValueError: a gap of another form, share outside (0, 1].
+      ValueError: a gap of another form, share outside (0, 1], a decision outside of the schedule.
     """
     num_steps = schedule.num_steps
-    first, reason = _first_window(schedule, spectrum, decided)
-    reasons = [reason]
-    known, reason = _known_window(gap, num_steps, share if decided is None else 1.0, sigmas)
-    reasons.append(reason)
+    shape, shape_reason = _shape_window(schedule, spectrum)
+    known, known_reason = _known_window(gap, num_steps, share if decided is None else 1.0, sigmas)
+    if decided is not None:
+        (t1, t2), reasons = _moved(schedule, decided, known)
+        reasons.insert(1, known_reason)
+        start = min(t1, shape[0]) if shape is not None else t1
+        return (start, t2), [*reasons, shape_reason, f"The window is [{start}, {t2})."]
+    reasons = [shape_reason, known_reason]
     if known is None:
-        return first or (0, num_steps), [*reasons, "The window is the first." if first else "The window is everything."]
-    if first is None:
+        return shape or (0, num_steps), [*reasons, "The window is the first." if shape else "The window is everything."]
+    if shape is None:
         return known, [*reasons, "The window is where the model knows them."]
-    both = max(first[0], known[0]), min(first[1], known[1])
+    both = max(shape[0], known[0]), min(shape[1], known[1])
     if both[1] - both[0] >= num_steps / 20:
         return both, [*reasons, f"The window is what both have in common: [{both[0]}, {both[1]})."]
-    if decided is None:
-        return known, [*reasons, "Both have too little in common; the window is where the model knows them."]
-    return first, [*reasons, "Both have too little in common; the window is where it is decided."]
+    return known, [*reasons, "Both have too little in common; the window is where the model knows them."]
 
 
-def _first_window(schedule, spectrum, decided) -> tuple[tuple[int, int] | None, str]:
-    if decided is not None:
-        t1, t2 = (int(t) for t in decided)
-        if not 0 <= t1 < t2 <= schedule.num_steps:
-            raise ValueError(f"decided must be (t1, t2) with 0 <= t1 < t2 <= {schedule.num_steps}, got {decided}")
-        return (t1, t2), f"Among the training images it is decided in t = [{t1}, {t2}) that a forget image comes out."
+def _shape_window(schedule: Schedule, spectrum: RadialSpectrum) -> tuple[tuple[int, int] | None, str]:
+    """Where the forget images take shape, and the sentence about it."""
     try:
         t1, t2 = window_from_spectrum(schedule, spectrum)
     except ValueError as error:
         return None, f"Their spectrum gives no window: {error}."
     return (t1, t2), f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 2):.3g}) in t = [{t1}, {t2})."
+
+
+def _moved(
+    schedule: Schedule, decided: ResponsibilityWindow, known: tuple[int, int] | None
+) -> tuple[tuple[int, int], list[str]]:
+    """The window of the decision, moved to where the model's knowledge ends if that is earlier."""
+    (t1, t2), middle = decided.window, decided.middle
+    num_steps = schedule.num_steps
+    if not (0 <= t1 < t2 <= num_steps and 0 <= middle <= num_steps):
+        raise ValueError(f"decided must hold 0 <= t1 < t2 <= {num_steps} and a middle in that range, got {decided}")
+    reasons = [f"Among the training images it is decided in t = [{t1}, {t2}) that a forget image comes out."]
+    if known is None or decided.memorised or known[1] >= middle:
+        return (t1, t2), reasons
+    log_snr = np.asarray(schedule.log_snr(np.arange(num_steps)), np.float64)
+    change = log_snr[known[1]] - log_snr[min(middle, num_steps - 1)]
+    if not np.isfinite(change):  # no signal at all in the middle
+        return (t1, t2), reasons
+    t1, t2 = (int(np.sum(log_snr > log_snr[min(t, num_steps - 1)] + change)) for t in (t1, t2))
+    reasons.append(f"The network resolves less than pixels tell: that is moved to t = [{t1}, {t2}).")
+    return (t1, t2), reasons
 
 
 def _known_window(gap, num_steps, share, sigmas) -> tuple[tuple[int, int] | None, str]:
@@ -208,14 +231,16 @@ def choose_filter(
     *,
     share: float = 0.95,
     sigmas: float = 3.0,
-    floor_bins: float = 2.0,
+    floor: float = 0.5,
 ) -> tuple[str, float | tuple[float, float] | None, list[str], np.ndarray]:
     """The band of frequencies in which the forget images differ from the others, and why.
 
-    Shells above ``resolved`` are left out: ascent there can only inject noise. In the others the difference is ``count *
+    Shells above ``resolved`` are left out: ascent there can only inject noise. A radius below ``floor`` counts as ``floor``:
+    two images differ in phase also where their powers are alike, and narrower filters left more copies wherever they were
+    measured (``scripts/selection_study.py``). In the others the difference is ``count *
     |mean power of forget - mean power of keep|``, and 0 unless it is larger than ``sigmas`` standard errors by the spread of
     the keep images. With ``inner`` the last shell below which less than ``1 - share`` of it lies and ``outer`` the first up
-    to which ``share`` of it lies: ``low_pass(outer)`` where inner is less than ``floor_bins``, else ``band(inner, outer)``;
+    to which ``share`` of it lies: ``low_pass(outer)`` where inner is less than ``floor``, else ``band(inner, outer)``;
     ``high_pass(inner)`` where outer is the Nyquist radius or more, since little lies in the corners; ``none`` where both
     are so. Without any difference the band is what is resolved.
 
@@ -225,9 +250,9 @@ def choose_filter(
       count: [K+1], bins of the shells.
       resolved: radius in bins that is resolved at the clean end of the window.
       size: shorter side of the images in pixels.
-      share: of the difference that the band holds.
+      share: of the difference that lies below the outer radius, and above the inner one.
       sigmas: standard errors that count as significant.
-      floor_bins: the least outer radius.
+      floor: the least outer radius in Nyquist units; never less than 2 bins.
 
     Returns:
       ``(filter, cutoff in Nyquist units, reasons, difference [K+1])``.
@@ -238,13 +263,15 @@ def choose_filter(
     if last < 1:
         return "none", None, ["Images of one pixel have no frequencies: no filter."], np.zeros(1)
     nyquist = lambda bins: float(2 * bins / size)  # noqa: E731
-    resolved = max(resolved, floor_bins)
+    least = max(floor * size / 2, 2.0)
+    found = (
+        f"At the clean end of the window radii up to {resolved:.3g} of {last} bins are resolved; noise hides the rest."
+    )
+    if resolved < least:
+        found += f" A filter keeps at least {least:.3g} bins."
+    resolved = max(resolved, least)
     whole = resolved >= last
-    reasons = [
-        "At the clean end of the window the whole spectrum is resolved."
-        if whole
-        else f"At the clean end of the window radii up to {resolved:.3g} of {last} bins are resolved; noise hides the rest."
-    ]
+    reasons = ["At the clean end of the window the whole spectrum is resolved." if whole else found]
     everything = ("none", None) if whole else ("low_pass", nyquist(resolved))
     if len(keep_power) < MIN_KEEP:
         reasons.append(f"{len(keep_power)} keep images are too few to compare spectra ({MIN_KEEP} are needed).")
@@ -260,13 +287,12 @@ def choose_filter(
     outer = int(np.argmax(cumulative >= share - 1e-12))
     below = np.flatnonzero(cumulative <= 1 - share + 1e-12)
     inner = int(below[-1]) if len(below) else -1
-    reasons.append(
-        f"{share:.0%} of the difference between forget and keep spectra lies in bins {inner + 1} to {outer}."
-    )
+    held = cumulative[outer] - (cumulative[inner] if inner >= 0 else 0)
+    reasons.append(f"{held:.0%} of the difference between forget and keep spectra lies in bins {inner + 1} to {outer}.")
     # Shell k holds radii from k - 1/2 to k + 1/2.
-    top = max(min(outer + 0.5, resolved), floor_bins)
+    top = max(min(outer + 0.5, resolved), least)
     to_the_corner = outer >= size / 2
-    if inner + 0.5 < floor_bins:
+    if inner + 0.5 < least:
         return (*(("none", None) if to_the_corner else ("low_pass", nyquist(top))), reasons, difference)
     if to_the_corner:
         return "high_pass", nyquist(inner + 0.5), reasons, difference
@@ -279,7 +305,7 @@ def choose(
     keep: np.ndarray,
     *,
     gap: LossGap | None = None,
-    decided: tuple[int, int] | None = None,
+    decided: ResponsibilityWindow | None = None,
 ) -> Choice:
     """A window and a filter for the forget term, by :func:`choose_window` and then :func:`choose_filter`. Deterministic.
 

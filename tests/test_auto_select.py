@@ -68,7 +68,7 @@ def test_auto_is_the_librarys_choice_with_the_loss_gap(images, model):
     gap = selection.LossGap(*(found.curves[name] for name in ("gap_t", "gap", "gap_error")))
     forget = points(images, split.forget[:1])  # the different ones: a single one
     seen = selection_rules._some(split.keep, selection_rules.KEEP_IMAGES, config, "select/keep")
-    decided = auto_select.choose(configured("responsibility"), model, images).select["window"]
+    decided = window_from_responsibility(selection_rules.share_of_forget(config, model, images, lambda: None))
     wanted = selection.choose(SCHEDULE, forget, points(images, seen), gap=gap, decided=decided)
     assert found.select["window"] == wanted.window
     assert found.select["filter"] == wanted.filter

@@ -13,8 +13,8 @@ from jaxunlearn import Example, mean_squares, sum_squares
 from jaxunlearn.forgetting import make_probe_losses
 from jaxunlearn.frequency import CORNER, RadialSpectrum, band, low_pass, radial_spectrum, shell_power
 from jaxunlearn.objectives.probes import strata
-from jaxunlearn.responsibility import responsibility, window_from_responsibility
-from jaxunlearn.schedule import linear, scaled_linear
+from jaxunlearn.responsibility import ResponsibilityWindow, responsibility, window_from_responsibility
+from jaxunlearn.schedule import linear, scaled_linear, zero_terminal_snr
 from jaxunlearn.selection import (
     MIN_KEEP,
     Choice,
@@ -195,7 +195,7 @@ def test_half_the_share_is_where_the_closed_form_says():
 
 
 def test_a_memorised_image_gets_the_last_quarter_and_bad_input_is_refused():
-    assert window_from_responsibility(np.ones(1000)) == ((750, 1000), True)
+    assert window_from_responsibility(np.ones(1000)) == ((750, 1000), 1000, True)
     with pytest.raises(ValueError, match="never chosen"):
         window_from_responsibility(np.full(1000, 0.01))
     with pytest.raises(ValueError, match="low < high"):
@@ -262,18 +262,52 @@ def test_the_window_is_where_images_take_shape_and_the_model_knows_them():
     assert choose_window(SCHEDULE, spectrum, gap_of(equal), share=0.5)[0] == (312, 375)
 
 
-def test_the_window_in_which_it_is_decided_takes_the_place_of_the_spectrum():
-    spectrum = power_law()
-    # All that is known counts, however little of the gap lies there.
-    known = np.where(T16 < 600, 0.1, 0.0) + np.where(T16 < 200, 0.8, 0.0)
-    span, reasons = choose_window(SCHEDULE, spectrum, gap_of(known), decided=(400, 900))
-    assert span == (400, 625)
-    assert "decided in t = [400, 900)" in reasons[0]
-    for gap in (None, gap_of(np.zeros(16)), gap_of(np.where(T16 < 100, 0.5, 0.0))):
-        assert choose_window(SCHEDULE, spectrum, gap, decided=(400, 900))[0] == (400, 900)
-    for bad in ((5, 5), (-1, 5), (0, 1001)):
-        with pytest.raises(ValueError, match="decided must be"):
-            choose_window(SCHEDULE, spectrum, None, decided=bad)
+def test_the_window_in_which_it_is_decided_begins_where_images_take_shape():
+    spectrum, decided = power_law(), ResponsibilityWindow((400, 900), 650, False)
+    # Nothing is known, or as far as the pixels tell: the window stays, from where images take shape.
+    for gap in (
+        None,
+        gap_of(np.zeros(16)),
+        gap_of(np.where(T16 < 700, 0.5, 0.0)),
+        gap_of(np.where(T16 < 800, 0.5, 0.0)),
+    ):
+        span, reasons = choose_window(SCHEDULE, spectrum, gap, decided=decided)
+        assert span == (192, 900)
+        assert "decided in t = [400, 900)" in reasons[0]
+        assert not any("moved" in reason for reason in reasons)
+    late = ResponsibilityWindow((100, 150), 120, False)
+    assert choose_window(SCHEDULE, spectrum, None, decided=late)[0] == (100, 150)
+    pixel = radial_spectrum(np.ones((4, 1, 1, 3)))  # nothing takes shape
+    assert choose_window(SCHEDULE, pixel, None, decided=decided)[0] == (400, 900)
+
+
+def test_the_decision_moves_to_where_the_model_stops_knowing_by_one_factor_in_the_snr():
+    pixel, decided = radial_spectrum(np.ones((4, 1, 1, 3))), ResponsibilityWindow((400, 900), 650, False)
+    log_snr = SCHEDULE.log_snr(np.arange(1000))
+    # All that is known counts, however little of the gap lies there; the strata's border is at 500.
+    known = np.where(T16 < 500, 0.1, 0.0) + np.where(T16 < 200, 0.8, 0.0)
+    (t1, t2), reasons = choose_window(SCHEDULE, pixel, gap_of(known), decided=decided)
+    assert f"moved to t = [{t1}, {t2})" in reasons[2]
+    change = log_snr[500] - log_snr[650]
+    for moved, pixels in ((t1, 400), (t2, 900)):
+        assert log_snr[moved] <= log_snr[pixels] + change < log_snr[moved - 1]
+    # A memorised image is chosen in the last quarter, whatever the model knows elsewhere.
+    assert choose_window(SCHEDULE, pixel, gap_of(known), decided=decided._replace(memorised=True))[0] == (400, 900)
+
+
+def test_a_schedule_that_ends_in_pure_noise_has_windows_too():
+    pixel, ends = radial_spectrum(np.ones((4, 1, 1, 3))), zero_terminal_snr(SCHEDULE)
+    known = gap_of(np.where(T16 < 500, 0.5, 0.0))
+    for middle in (650, 999, 1000):
+        decided = ResponsibilityWindow((400, 1000), middle, False)
+        t1, t2 = choose_window(ends, pixel, known, decided=decided)[0]
+        assert 0 <= t1 < t2 <= 1000
+
+
+@pytest.mark.parametrize("bad", [((5, 5), 5), ((-1, 5), 2), ((0, 1001), 5), ((0, 5), 1001)])
+def test_decisions_outside_of_the_schedule_are_refused(bad):
+    with pytest.raises(ValueError, match="decided must hold 0 <= t1 < t2 <= 1000"):
+        choose_window(SCHEDULE, power_law(), None, decided=ResponsibilityWindow(*bad, False))
 
 
 def test_windows_without_evidence():
@@ -313,10 +347,10 @@ def test_bad_gaps_are_refused(gap, share, message):
 SIZE = 32
 
 
-def filter_for(forget, keep=None, resolved=23.0, count=200, forget_count=20):
+def filter_for(forget, keep=None, resolved=23.0, count=200, forget_count=20, floor=0.0):
     keep = shells() if keep is None else keep
     a, b = shell_power(coloured(forget_count, forget, seed=1)), shell_power(coloured(count, keep, seed=2))
-    return choose_filter(a.power, b.power, a.count, resolved, SIZE)
+    return choose_filter(a.power, b.power, a.count, resolved, SIZE, floor=floor)
 
 
 def test_the_band_in_which_spectra_differ():
@@ -357,6 +391,25 @@ def test_what_noise_hides_is_left_out():
     assert (name, cutoff) == ("low_pass", nyquist(8.0))
     assert not difference.any()
     assert "do not differ" in reasons[-1]
+
+
+def test_filters_are_not_narrow():
+    """By default nothing below half of Nyquist is cut, wherever the power differs."""
+    for changed in (shells(s1=300.0), shells(s3=60.0), shells(s6=50.0, s7=50.0)):
+        assert filter_for(changed, floor=0.5)[:2] == ("low_pass", 0.5)
+    name, cutoff, reasons, _ = filter_for(shells(), resolved=3.0, floor=0.5)
+    assert (name, cutoff) == ("low_pass", 0.5)
+    assert "up to 3 of 23 bins are resolved" in reasons[0]
+    assert "keeps at least 8 bins" in reasons[0]
+    assert filter_for(shells(s12=90.0, s13=90.0, s14=90.0), floor=0.5)[:2] == ("band", (11.5 / 16, 14.5 / 16))
+
+
+def test_the_share_that_a_band_holds_is_what_is_said():
+    name, (inner, outer), reasons, difference = filter_for(shells(s6=50.0, s7=50.0, s8=50.0))
+    first, last = round(inner * SIZE / 2 + 0.5), round(outer * SIZE / 2 - 0.5)
+    held = difference[first : last + 1].sum() / difference.sum()
+    assert reasons[-1].startswith(f"{held:.0%} of the difference")
+    assert f"bins {first} to {last}." in reasons[-1]
 
 
 def test_filters_without_evidence():

@@ -17,7 +17,7 @@ from jaxunlearn.images import to_model
 from jaxunlearn.io.batches import stream_id
 from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.objectives.probes import strata
-from jaxunlearn.responsibility import responsibility, window_from_responsibility
+from jaxunlearn.responsibility import ResponsibilityWindow, responsibility, window_from_responsibility
 from jaxunlearn.spectrum import cutoff_from_spectrum, resolved_bins, window_from_spectrum
 from jaxunlearn.types import Example
 from train.examples import Examples
@@ -168,7 +168,7 @@ def by_responsibility(
       ValueError: no forget image in the training set, or none that ever has a share.
     """
     share = share_of_forget(config, model, examples, poll)
-    (t1, t2), memorised = window_from_responsibility(share)
+    (t1, t2), _, memorised = window_from_responsibility(share)
     images, copies = distinct(np.intersect1d(examples.split.forget, examples.split.train), examples)
     found = (
         f"The share never falls below 99 %, so the window is the last quarter: t = [{t1}, {t2})."
@@ -187,14 +187,13 @@ def by_responsibility(
 
 def _decided(
     config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]
-) -> tuple[tuple[int, int] | None, str, dict[str, np.ndarray]]:
-    """Where it is decided that a forget image comes out, how that was found, and the curve; None where it cannot be told."""
+) -> tuple[ResponsibilityWindow | None, tuple[str, ...], dict[str, np.ndarray]]:
+    """Where it is decided that a forget image comes out, and the curve; None where it cannot be told, with the reason."""
     try:
         share = share_of_forget(config, model, examples, poll)
-        window = window_from_responsibility(share).window
+        return window_from_responsibility(share), (), {"share": share}
     except ValueError as error:
-        return None, f"Where it is decided cannot be told from the training images: {error}.", {}
-    return window, "Pixel distances overstate what a network resolves: this window is an upper end.", {"share": share}
+        return None, (f"Where it is decided cannot be told from the training images: {error}.",), {}
 
 
 def auto(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Callable[[], None]) -> Proposal:
@@ -202,11 +201,11 @@ def auto(config: ConfigDict, model: DiffusersModel, examples: Examples, poll: Ca
     split = examples.split
     forget = _some(distinct(split.forget, examples)[0], FORGET_IMAGES, config, "select/forget")
     keep = _some(split.keep, KEEP_IMAGES, config, "select/keep")
-    decided, how, curves = _decided(config, model, examples, poll)
+    decided, why_not, curves = _decided(config, model, examples, poll)
     gap, measured = _gap(config, model, examples, poll)
     points = examples.points(forget), examples.points(keep)
     choice = selection.choose(model.schedule, *points, gap=gap, decided=decided)
-    return Proposal(*choice[:4], (*choice.reasons, how, measured), {**choice.curves, **curves})
+    return Proposal(*choice[:4], (*choice.reasons, *why_not, measured), {**choice.curves, **curves})
 
 
 RULES = {"auto": auto, "spectrum": spectrum, "responsibility": by_responsibility}
