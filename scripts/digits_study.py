@@ -55,6 +55,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "digits_study")
     arguments, more = parser.parse_known_args()
+    # Absolute: the runs start in the repository, whatever folder this was started in.
+    workdirs = {seed: arguments.out.absolute() / f"seed{seed}" for seed in arguments.seeds}
+    for workdir in workdirs.values():
+        if workdir.exists():
+            raise SystemExit(f"{workdir} is there already, and a run that goes on takes less time; give another --out")
     print(
         f"{datetime.date.today()}, {os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
     )
@@ -63,10 +68,7 @@ def main() -> None:
         "| seed | seconds | copies before | after | at most (95 %) | Frechet before | after | ratio | keep loss ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for seed in arguments.seeds:
-        workdir = arguments.out / f"seed{seed}"
-        if (workdir / "DONE").exists():
-            raise SystemExit(f"{workdir} holds a finished run; give another --out")
+    for seed, workdir in workdirs.items():
         seconds = one_run(seed, workdir, more)
         print(row(seed, seconds, json.loads((workdir / "unlearning_report.json").read_text())), flush=True)
 

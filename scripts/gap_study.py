@@ -177,4 +177,6 @@ def _retrained(models, place: int):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from train import study_flags
+
+    study_flags.run(main)

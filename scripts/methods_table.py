@@ -208,4 +208,6 @@ def _shown(preset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    from train import study_flags
+
+    study_flags.run(main)

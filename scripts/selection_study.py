@@ -255,4 +255,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from train import study_flags
+
+    study_flags.run(main)

@@ -53,7 +53,7 @@ TINY = {
     "eval.classifier.steps": "50",
     "eval.include_images": "True",
 }
-"""What differs from the Stable Diffusion recipe for a network of half a million parameters."""
+"""What differs from the Stable Diffusion recipe for so small a network."""
 
 SMALL = {
     "unlearn.num_steps": "200",

@@ -47,6 +47,15 @@ def test_a_broken_config_file_shows_its_own_traceback(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("override", [[], ["--config.seed=1"]])
+def test_a_config_file_that_forgets_to_return_is_one_line(tmp_path, override):
+    forgetful = tmp_path / "forgetful.py"
+    forgetful.write_text("def get_config():\n    config = {}\n")
+    done = run("train.main", f"--config={forgetful}", *override)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --config={forgetful}: get_config() must return a ConfigDict, got NoneType\n"
+
+
 def test_of_a_key_that_is_set_twice_the_last_value_holds():
     window, seed = "--config.unlearn.select.window", "--config.seed"
     done = run("train.main", f"{window}=(1,2)", f"{seed}=1", f"{window}=(3,4)", f"{seed}=2", "--print_config")
@@ -62,10 +71,9 @@ def test_help_lists_the_configuration_and_exits_0():
         assert word in done.stdout
 
 
-def test_print_config_is_json():
-    import json
-
-    done = run("train.main", "--print_config", "--config.unlearn.lam=0.25")
+@pytest.mark.parametrize("program", ["train.main", "train.sweep"])
+def test_print_config_is_json(program):
+    done = run(program, "--print_config", "--config.unlearn.lam=0.25")
     assert done.returncode == 0
     assert json.loads(done.stdout)["unlearn"]["lam"] == 0.25
 

@@ -90,7 +90,7 @@ def test_mixtures_need_one_text(folder, models):
     assert "'bernoulli'" in line
     assert problems(settings(folder, unlearn__prompt="a square"), models["sd"]) == []
     for method in ("siss_no_is", "erasediff", "naive", "neggrad"):
-        assert problems(settings(folder, unlearn__method=method), models["sd"]) == []
+        assert problems(settings(folder, unlearn__method=method, unlearn__combine__name=""), models["sd"]) == []
     assert problems(settings(folder, pictures="bare", data__caption="a picture"), models["sd"]) == []
 
 
@@ -142,12 +142,14 @@ def test_images_must_fit_the_autoencoder_and_the_unet(folder, models):
     assert "config.data.channels=3" in line
 
 
-def test_retraining_needs_a_description_unless_the_model_is_a_pipeline(folder, models):
+def test_retraining_takes_the_form_of_the_users_model(folder, models):
     assert problems(settings(folder, "ldm", retrain__enabled=True), models["ldm"]) == []
-    config = settings(folder, retrain__enabled=True, data__size=8)
     pixel = diffusers.load(folder / "ldm", companions=False)
-    found = problems(config, pixel)
-    assert "needs config.model" in found[-1]
+    config = settings(folder, retrain__enabled=True, data__size=8)
+    assert not [line for line in problems(config, pixel) if "config.model" in line]
+    fresh = stages.untrained_model(config, pixel, seed=1)
+    assert (fresh.config, fresh.source, fresh.schedule) == (pixel.config, pixel.source, pixel.schedule)
+    assert fresh.params["conv_in"]["kernel"].tolist() != pixel.params["conv_in"]["kernel"].tolist()
 
 
 def test_a_refusal_writes_nothing(folder, tmp_path):

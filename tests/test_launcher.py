@@ -98,6 +98,10 @@ def test_a_finished_run_is_not_repeated(unbroken):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == 4
     assert (workdir / "unlearning_report.json").read_bytes() == before
+    # Nor does a part of it, which stays a part of a finished run.
+    done = run("train.main", *TINY, "--mode=base", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "DONE").exists()
 
 
 def test_another_configuration_in_the_same_work_directory_is_refused(unbroken):
@@ -217,9 +221,14 @@ def test_two_processes_equal_one_process_with_two_devices(tmp_path):
     )
     assert alone.returncode == 0, alone.stderr
     together = [f"--coordinator_address=localhost:{port}", "--num_processes=2", f"--workdir={tmp_path / 'two'}"]
-    processes = [start("train.main", *arguments, *together, f"--process_id={i}") for i in range(2)]
-    outputs = [process.communicate(timeout=500) for process in processes]
+    processes = [start("train.main", *TINY, *together, f"--process_id={i}") for i in range(2)]
+    # The second one leaves when the training has ended: it must not wait for the evaluation, which may take long.
+    outputs = [processes[1].communicate(timeout=500)]
+    evaluated = (tmp_path / "two" / "unlearning_report.json").exists()
+    outputs.append(processes[0].communicate(timeout=500))
     assert [process.returncode for process in processes] == [0, 0], outputs
+    assert not evaluated
+    assert (tmp_path / "two" / "DONE").exists()
     assert final_weights(tmp_path / "one") == final_weights(tmp_path / "two")
     assert logged_steps(tmp_path / "one") == logged_steps(tmp_path / "two")
 

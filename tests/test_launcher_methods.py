@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import errors, frequency, guards, timesteps
+from jaxunlearn.io import diffusers
 from jaxunlearn.io.duplicates import NearDuplicates
 from jaxunlearn.io.forget import open_split
 from jaxunlearn.io.latent_cache import Latents
@@ -335,6 +336,39 @@ def test_a_level_is_measured_once_and_kept(tiny, tmp_path):
     assert jax.tree.map(np.shape, made.state.ref_params) == jax.tree.map(np.shape, made.state.params)
     shapes = jax.eval_shape(made.step, made.state, made.key, made.rows(0))
     assert {"loss/forget", "aux/d_forget"} <= set(shapes[1])
+
+
+@pytest.mark.parametrize("method", ["clamped", "mirrored"])
+def test_a_cap_below_the_starting_model_leaves_nothing_to_forget(tiny, tmp_path, method):
+    # The mean error of an untrained network is about 1, twice that inside of a window of half of all t.
+    with pytest.raises(
+        ValueError, match=r"^config\.unlearn\.cap: nothing to forget: loss \S+ is already above the cap 0.5"
+    ):
+        started(tiny(method=method, cap=0.5), tmp_path)
+    assert started(tiny(method=method, cap=9.0), tmp_path)[0].level is None
+    # A run that goes on has moved; its first start was looked at.
+    started(tiny(method=method, cap=0.5), tmp_path, resumes=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"scheduler": {"prediction_type": "v_prediction"}}, "predicts 'v_prediction', the starting model 'epsilon'"),
+        ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "has another noise schedule than the starting model"),
+        ({"model": {"block_out_channels": (4,)}}, "has other parameters than the starting model"),
+    ],
+)
+def test_another_model_must_be_of_the_form_of_the_starting_one(tiny, tmp_path, changes, words):
+    config, model = tiny(), stages.new_model(tiny())
+    config.update(changes)
+    diffusers.save(tmp_path / "other", stages.new_model(config, seed=1))
+    if words is None:
+        other = prepare.other_parameters(config, str(tmp_path / "other"), model, "retrain")
+        assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, model.params)
+        return
+    with pytest.raises(ValueError, match=f"^config.retrain: the model in {tmp_path / 'other'} {words}"):
+        prepare.other_parameters(config, str(tmp_path / "other"), model, "retrain")
 
 
 @pytest.mark.slow

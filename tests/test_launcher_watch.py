@@ -46,6 +46,7 @@ def problems(**changes) -> list[str]:
         ("watch__strata", 0),
         ("watch__noises", 1),
         ("watch__warn", 0.9),
+        ("watch__warn", 1.0),
         ("watch__collapse", 1.05),
         ("watch__collapse", float("inf")),
         ("watch__samples", 1),

@@ -15,7 +15,9 @@ import pytest
 
 from jaxunlearn import filtered, low_pass, sum_squares, weighted
 from jaxunlearn.frequency import band, from_mask
+from jaxunlearn.io import diffusers
 from jaxunlearn.io.forget import open_split
+from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.parallel import global_batch, make_mesh, replicate
 from jaxunlearn.schedule import linear
 from jaxunlearn.timesteps import smooth_window, table_weight
@@ -26,6 +28,7 @@ from train import auto_select, heat_map, prepare, stages, sweep_grid, sweep_tabl
 from train.configs import digits
 from train.examples import Examples
 from train.sweep_grid import Axes, Row
+from train.sweep_judge import Judge
 from train.sweep_program import SweepProgram
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -95,17 +98,27 @@ def test_a_row_is_a_configuration_of_the_launcher():
         ({"method": "naive"}, {"scales": (0.5,)}, ["no forget term"]),
         ({"draw": "importance"}, {"scales": (0.5,)}, ["'importance'", "uniform"]),
         ({"stratify": True}, {"lams": (0.5,)}, ["stratify"]),
+        ({"stop": {"target": 0.95}}, {"scales": (0.5,)}, ["stop.target = 0.95", "all steps", "None"]),
     ],
 )
 def test_values_that_cannot_be_swept_are_one_line(changes, axes, words):
     config = digits.get_config("smoke")
-    for key, value in changes.items():
-        config.unlearn[key] = value
+    config.unlearn.update(changes)
     (line,) = sweep_grid.axis_problems(config, Axes(**axes))
     for word in words:
         assert word in line
     good = Axes(windows=((0, 500), "auto"), cutoffs=(0.5, 1.5, "none"), scales=(0.1,))
     assert sweep_grid.axis_problems(digits.get_config("smoke"), good) == []
+
+
+def test_windows_are_judged_by_the_schedule_of_the_users_model(tmp_path):
+    config, axes = digits.get_config("smoke"), Axes(windows=((0, 1500),))
+    config.base.path = str(tmp_path)
+    assert sweep_grid.axis_problems(config, axes) == []
+    assert sweep_grid.axis_problems(config, axes, linear(2000)) == []
+    (line,) = sweep_grid.axis_problems(config, axes, linear(1200))
+    assert line.startswith("--windows: config.unlearn.select.window = (0, 1500)")
+    assert "<= 1200" in line
 
 
 # One program
@@ -188,6 +201,23 @@ def test_one_program_serves_all_rows_and_each_equals_its_own_run(images, method)
         np.testing.assert_allclose(ends[1][name], wanted[name], atol=2e-3 * moved)
 
 
+def test_a_cutoff_of_every_t_is_a_row_like_any_other(images):
+    """What a rule chooses: at each t another radius."""
+    config, model = tiny(method="siss")
+    mesh = make_mesh(jax.devices()[:1])
+    program = SweepProgram(config, model, images, mesh, prepare.Start())
+    config.unlearn.select.filter = "low_pass"
+    config.unlearn.select.cutoff = tuple(np.linspace(1.2, 0.3, SCHEDULE.num_steps).tolist())
+    ended = program.run(config).params
+    wanted = by_the_launcher(config, model, images, mesh, None)
+    config.unlearn.select.cutoff = 0.3
+    other = program.run(config).params
+    for name in wanted:
+        moved = np.abs(np.asarray(wanted[name]) - model.params[name]).max()
+        np.testing.assert_allclose(ended[name], wanted[name], atol=2e-3 * moved)
+    assert any(np.abs(np.asarray(ended[name]) - np.asarray(other[name])).max() > 0 for name in wanted)
+
+
 def neighbours(images):
     forget, keep = images.split.forget, images.split.keep
     return np.broadcast_to(keep[:3], (len(forget), 3))
@@ -209,8 +239,6 @@ def test_two_devices_give_the_same_row(images):
 
 @pytest.mark.slow
 def test_levels_are_those_that_a_run_measures(images, tmp_path):
-    from jaxunlearn.io.workdir import Workdir
-
     config, model = tiny(method="npo")
     program = SweepProgram(config, model, images, make_mesh(jax.devices()[:1]), prepare.Start())
     for i, row in enumerate(ROWS[:2]):
@@ -270,6 +298,26 @@ def test_the_best_row_forgets_enough_at_the_lowest_distance():
     reached = judged(0, 2.0, level=0.95)
     assert sweep_table.best_of([better, reached], {**found["before"], "copies": 0}) is reached
     assert "No row has forgotten enough" in sweep_table.verdict(result(near, broken))
+
+
+def test_a_collapsed_row_is_never_the_best():
+    destroyed, sound = judged(0, 0.9) | {"keep_ratio": 1.5}, judged(3, 1.4, cutoff="none")
+    lost, weak = judged(0, 0.8, scale=0.2) | {"keep_ratio": None}, judged(30, 1.0, scale=0.3)
+    rows, before = [destroyed, lost, weak, sound], judged(50, 1.0)["figures"]
+    assert sweep_table.best_of(rows, before) is sound
+    assert not sweep_table.enough(destroyed, before)
+    assert not sweep_table.enough(lost, before)
+    assert sweep_table.ordered(rows, before)[:2] == [sound, weak]
+    assert sweep_table.best_of([destroyed, lost], before) is None
+
+
+def test_a_retrained_model_of_another_form_is_refused_first(tmp_path):
+    config = digits.get_config("smoke")
+    workdir, model = Workdir(tmp_path), stages.new_model(config)
+    config.scheduler.beta_schedule = "squaredcos_cap_v2"
+    diffusers.save(workdir.model("retrained"), stages.new_model(config))
+    with pytest.raises(ValueError, match=r"^config\.retrain: the model in \S+ has another noise schedule"):
+        Judge(config, model, None, workdir, 10, 2)
 
 
 def test_the_table_names_rule_best_and_automatic_choice():

@@ -23,7 +23,7 @@ from train.loop import StageRun
 from train.stages import new_model
 from train.studies import Judging, SeedStudy
 from train.study_flags import CONFIGS, load_config
-from train.study_models import study_models
+from train.study_models import TRAINED_WITH, StudyModels, study_models
 from train.trials import measured_start, run_steps, run_trial
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -138,6 +138,56 @@ def test_levels_are_zero_before_and_one_after_retraining(models, tmp_path):
     assert study.start(configured(unlearn__method="clamped")).cap is not None
     with pytest.raises(ValueError, match="set unlearn.cap"):
         study.cap(configured(unlearn__select__filter="low_pass").unlearn)
+
+
+@pytest.mark.parametrize("stage", ["base", "retrained"])
+def test_models_of_another_configuration_are_not_used_again(tmp_path, monkeypatch, stage):
+    trained = []
+
+    def train(self, stage, target):
+        trained.append(target.name)
+        diffusers.save(target, new_model(self.config))
+
+    monkeypatch.setattr(StudyModels, "_train", train)
+    first = study_models(configured(), 0, tmp_path)
+    getattr(first, stage)
+    again = study_models(configured(unlearn__num_steps=9), 0, tmp_path)  # the models do not depend on it
+    getattr(again, stage)
+    assert trained == {"base": ["base"], "retrained": ["retrained", "base"]}[stage]
+    for change in ({"base__num_steps": 21}, {"data__held_out_fraction": 0.2}, {"compute__dtype": "bfloat16"}):
+        other = study_models(configured(**change), 0, tmp_path)
+        with pytest.raises(ValueError, match=r"seed0: .* another configuration \(\w+\); choose another --out"):
+            getattr(other, stage)
+    # Models from before that file, and those of a work directory, are taken as they are.
+    (tmp_path / "seed0" / TRAINED_WITH).unlink()
+    getattr(study_models(configured(base__num_steps=21), 0, tmp_path), stage)
+    getattr(study_models(configured(), 0, tmp_path / "new", source=tmp_path / "seed0"), stage)
+    assert len(trained) == {"base": 1, "retrained": 2}[stage]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_row_depends_on_all_that_changes_it(tmp_path):
+    mesh = make_mesh(jax.devices()[:1])
+    kept = {"copies": 0, "samples": 1, "fd": 1.0, "fd_name": "fd_pixel"}
+
+    def made(config, split_seed=0) -> bool:
+        calls = []
+        study = SeedStudy(StudyModels(config, tmp_path, mesh, split_seed=split_seed), tmp_path / "rows", JUDGING)
+        study._kept("a", {}, lambda: calls.append(1) or kept)
+        return bool(calls)
+
+    assert made(configured())
+    assert not made(configured())
+    # The hash of rows that were made before these three counted.
+    key = json.loads((tmp_path / "rows" / "seed0_a.json").read_text())["key"]
+    config = configured()
+    sections = {name: config[name].to_dict() for name in ("data", "model", "scheduler", "base")}
+    old = {**sections, "judging": dataclasses.asdict(JUDGING), "seed": 0, "source": "None"}
+    assert key == studies._hash(old)
+    assert made(configured(eval__copy_threshold=0.1))
+    assert made(configured(compute__dtype="bfloat16"))
+    assert made(configured(), split_seed=1)
+    assert made(configured())
 
 
 def test_verdicts_follow_from_the_figures():

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from train import validate
+from jaxunlearn.schedule import linear
+from train import data_summary, validate
 from train.configs import defaults, digits, mnist_tshirt, mnist_tshirt_cpu, sd14
 
 WORKDIR = pathlib.Path("runs/none")
@@ -109,6 +110,8 @@ def test_the_mnist_configurations_lack_only_their_files(module):
         ("checkpoint__every", 0),
         ("checkpoint__keep", 1),
         ("log__every", 0),
+        ("log__sample_steps", 1001),
+        ("eval__sampling_steps", 1001),
         ("eval__num_samples", 0),
         ("eval__sampler", "euler"),
         ("eval__injection_t", (1000,)),
@@ -182,6 +185,43 @@ def test_a_missing_section_is_named():
     assert validate.config_problems(config, WORKDIR, 1) == [
         "config.eval: missing; start from train/configs/defaults.py"
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "likely"),
+    [("unlearn", "num_step", "num_steps"), ("unlearn.watch", "evry", "every"), ("", "sed", "seed")],
+)
+def test_a_misspelt_key_of_a_configuration_file_is_named(group, key, likely):
+    config = digits.get_config()
+    node = config
+    for part in filter(None, group.split(".")):
+        node = node[part]
+    node[key] = 400  # as a file does it, whose tree is open
+    (line,) = validate.config_problems(config, WORKDIR, 1)
+    assert line.startswith(".".join(filter(None, ("config", group, key))) + ": unknown key")
+    assert f"did you mean {likely!r}?" in line
+
+
+def test_timesteps_are_those_of_the_users_model(tmp_path):
+    config = digits.get_config()
+    config.base.path = str(tmp_path)
+    config.unlearn.t_max, config.eval.loss_t, config.eval.injection_t = 1500, (100, 1400), (100,)
+    config.unlearn.select.window, config.log.sample_steps = (250, 1300), 1200
+    assert validate.config_problems(config, WORKDIR, 1) == []  # the model has yet to be loaded
+    config.unlearn.combine.name, config.unlearn.combine.forget = "weighted_sum", 0.5
+    assert "ascends" in validate.config_problems(config, WORKDIR, 1)[0]  # which no noise schedule changes
+    config.unlearn.combine.name, config.unlearn.combine.forget = "", None
+    assert data_summary.schedule_problems(config, linear(2000)) == []
+    found = data_summary.schedule_problems(config, linear(1000))
+    assert [line.split(" = ")[0].removeprefix("config.") for line in found] == [
+        "unlearn.t_max",
+        "unlearn.select.window",
+        "log.sample_steps",
+        "eval.loss_t",
+    ]
+    assert all("1000" in line for line in found)
+    config.base.path = None
+    assert len(validate.config_problems(config, WORKDIR, 1)) == 4
 
 
 def test_differences_name_the_keys():

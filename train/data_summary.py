@@ -11,9 +11,11 @@ from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.models.unet2d_config import UNet2DConfig
-from train.auto_select import stand_in
+from jaxunlearn.schedule import Schedule
 from train.examples import cache_folder
-from train.validate_unlearn import schedule_problems, selection_problems, waits_for_schedule
+from train.problems import Problems
+from train.validate_eval import check_steps
+from train.validate_unlearn import check_unlearn
 from train.validate_watch import split_watch_problems
 
 MODEL = "the model's config"
@@ -36,16 +38,19 @@ def split_problems(config: ConfigDict, split: Split, source: DiffusersModel | No
     problems += text_problems(config, split, source) + neighbour_problems(config, split, source)
     problems += split_watch_problems(config, split, source)
     if source is not None:
-        judge = schedule_problems if waits_for_schedule(config) else selection_problems
-        problems += judge(stand_in(config), source.schedule)
-    if source is not None and (not config.retrain.enabled or source.is_latent or source.takes_text):
-        return problems
-    if source is not None and not len(config.model):
-        problems.append("config.retrain.enabled = True: needs config.model, the configuration to train from scratch")
+        problems += schedule_problems(config, source.schedule)
     else:
         unet = UNet2DConfig.from_dict(config.model.to_dict())
         problems += shape_problems(unet, split, "config.model") + class_problems(unet, "config.model")
     return problems
+
+
+def schedule_problems(config: ConfigDict, schedule: Schedule) -> list[str]:
+    """What does not go with the noise schedule of the user's model, whatever ``config.scheduler`` says."""
+    found = Problems(config)
+    check_unlearn(found, schedule)
+    check_steps(found, schedule)
+    return found.lines
 
 
 def shape_problems(unet: Any, split: Split, where: str) -> list[str]:

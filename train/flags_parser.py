@@ -14,6 +14,7 @@ import io
 import pathlib
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -115,10 +116,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             rest = FLAGS(list(argv))
-        config = FLAGS.config
-        if not isinstance(config, ConfigDict):
-            raise UsageError(f"--config={path}: get_config() must return a ConfigDict, got {type(config).__name__}")
-        _ = list(config)
+        _ = list(FLAGS.config)
     except flags.Error as error:
         raise UsageError(str(error)) from None
     except Exception as error:
@@ -126,6 +124,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         if problem is None:
             raise
         raise UsageError(problem) from error
+    config = _checked(FLAGS.config, path)
     if len(rest) > 1:
         first = rest[1]
         key = "config." + first.split("=", 1)[0].removeprefix("config.")
@@ -156,10 +155,17 @@ def _load_plain(path: pathlib.Path, argv: Sequence[str]) -> ConfigDict:
     variant = _config_of(argv)[1]
     try:
         spec.loader.exec_module(module)
-        return module.get_config(variant) if variant else module.get_config()
+        config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
         traceback.print_exc()
         raise UsageError(f"--config={path}: {type(error).__name__}: {error}") from None
+    return _checked(config, path)
+
+
+def _checked(config: Any, path: pathlib.Path) -> ConfigDict:
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={path}: get_config() must return a ConfigDict, got {type(config).__name__}")
+    return config
 
 
 def _shipped_configs() -> list[str]:

@@ -84,10 +84,16 @@ class Termination:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Termination:
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, lambda *_: self._event.set())
+        if jax.process_count() == 1:
+            self.listen()
         return self
+
+    def listen(self) -> None:
+        """Catches the signals here: in a single process from the start, in one of several when it goes on alone."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                previous = signal.signal(number, lambda *_: self._event.set())
+                self._previous.setdefault(number, previous)
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
@@ -218,7 +224,7 @@ def train(
 
 def collapsed(text: str, watch: Watch) -> Collapsed:
     """The end of a run that destroyed the model: says where the last sound step is, and what to try."""
-    step = watch.decision.last_sound_step
+    step = watch.decision.last_sound_step or 0  # None where not even the start is below the warning
     back = f"the last sound parameters are those of {f'step {step}' if step else 'the start'}"
     return Collapsed(f"{text}; {back}. {CURES}", step, watch.params_of(step))
 

@@ -73,10 +73,10 @@ def _run(arguments: Arguments) -> int:
         if arguments.dry_run:
             say(dry_run(run.config, run.split, run.mesh, run.source, run.workdir))
             return DONE
+        start_workdir(run, arguments)
     except (Refused, ValueError) as error:
         return refuse(str(error))
     workdir = run.workdir
-    start_workdir(run, arguments)
     with Termination() as stop:
         runner = Runner(run.config, workdir, run.split, run.mesh, stop, run.source)
         try:
@@ -88,7 +88,7 @@ def _run(arguments: Arguments) -> int:
                 if stop.came():
                     raise Preempted(f"stopped after stage {name}; the same command goes on from there")
                 if name == arguments.mode:
-                    return DONE
+                    break
         except Preempted as reason:
             mark(workdir, "PREEMPTED", str(reason))
             say(str(reason))
@@ -98,9 +98,10 @@ def _run(arguments: Arguments) -> int:
             for line in str(reason).splitlines():
                 print(f"error: {line}", file=sys.stderr)
             return FAILED
-    mark(workdir, "DONE", "")
-    if jax.process_index() == 0:
-        _say_results(workdir)
+    if jax.process_index() == 0 and runner.is_finished:
+        mark(workdir, "DONE", "")
+        if arguments.mode is None:
+            _say_results(workdir)
     return DONE
 
 

@@ -94,7 +94,7 @@ def make_objective(
         if method.forget_sign == 0:
             raise ValueError(
                 f"method {unlearn.method!r} has no forget term to select in; "
-                "set --config.unlearn.select.window=(0,0) and --config.unlearn.select.filter=none"
+                "set '--config.unlearn.select.window=(0,0)' and --config.unlearn.select.filter=none"
             )
         selected = selections.forget_error(unlearn, schedule, error)
     options = {name: unlearn[name] for name in method.options if unlearn[name] is not None}

@@ -76,6 +76,11 @@ def open_run(arguments: Arguments, problems_of: Callable[[ConfigDict], Sequence[
     num_devices = config.get("num_devices") or available
     if num_devices > available:
         raise Refused(f"config.num_devices = {num_devices}: there are {available} devices")
+    if num_devices < available and jax.process_count() > 1:
+        raise Refused(
+            f"config.num_devices = {num_devices}: {jax.process_count()} processes use all of their {available} devices; "
+            "set it to 0 (all), or start fewer processes"
+        )
     problems = config_problems(config, workdir.root, num_devices) + conflicts
     problems += _workdir_problems(workdir, config)
     problems = problems or list(problems_of(config))
@@ -99,19 +104,36 @@ def open_run(arguments: Arguments, problems_of: Callable[[ConfigDict], Sequence[
 
 
 def start_workdir(opened: Opened, arguments: Arguments, module: str = "train.main") -> None:
-    """Writes what is known before the first step; process 0 does it, the others wait."""
+    """Writes what is known before the first step; process 0 does it, the others wait.
+
+    Raises:
+      Refused: it cannot be written; in every process.
+    """
     distributed.barrier("everything checked")
-    workdir, split = opened.workdir, opened.split
+    problem = ""
     if jax.process_index() == 0:
-        workdir.root.mkdir(parents=True, exist_ok=True)
-        for name in MARKERS:
-            workdir.marker(name).unlink(missing_ok=True)
-        write_json(workdir.root / "environment.json", _environment())
-        (workdir.root / "command.txt").write_text(" ".join(["python", "-m", module, *arguments.command[1:]]) + "\n")
-        write_json(workdir.root / "forget_manifest.json", forget_manifest(split))
-        write_json(workdir.root / "keep_manifest.json", keep_manifest(split))
-        auto_select.write_config(workdir, opened.config)
-    distributed.barrier("work directory started")
+        try:
+            _write_start(opened, arguments, module)
+        except OSError as error:
+            problem = f"--workdir={opened.workdir.root}: cannot be started ({error}); choose another folder"
+    problem = distributed.from_first_text(problem)
+    if problem:
+        raise Refused(problem)
+
+
+def _write_start(opened: Opened, arguments: Arguments, module: str) -> None:
+    workdir, split = opened.workdir, opened.split
+    manifests = {"forget_manifest.json": forget_manifest(split), "keep_manifest.json": keep_manifest(split)}
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    # First of all files: a folder without it is taken for somebody else's.
+    auto_select.write_config(workdir, opened.config)
+    for name in MARKERS:
+        workdir.marker(name).unlink(missing_ok=True)
+    write_json(workdir.root / "environment.json", _environment())
+    command = "command.txt" if module == "train.main" else f"{module.removeprefix('train.')}_command.txt"
+    (workdir.root / command).write_text(" ".join(["python", "-m", module, *arguments.command[1:]]) + "\n")
+    for name, manifest in manifests.items():
+        write_json(workdir.root / name, manifest)
 
 
 def mark(workdir: Workdir, name: str, text: str) -> None:
@@ -121,11 +143,23 @@ def mark(workdir: Workdir, name: str, text: str) -> None:
 
 
 def _workdir_problems(workdir: Workdir, config: ConfigDict) -> list[str]:
-    """What stands in the way of using the work directory: another configuration, or a file of that name."""
-    if workdir.root.exists() and not workdir.root.is_dir():
-        return [f"--workdir={workdir.root}: is a file; choose a folder"]
+    """What stands in the way of using the work directory: another configuration, a damaged file, no right to write."""
+    try:
+        return _obstacles(workdir, config)
+    except OSError as error:
+        return [f"--workdir={workdir.root}: cannot be read ({error}); choose another folder"]
+
+
+def _obstacles(workdir: Workdir, config: ConfigDict) -> list[str]:
+    there = next(path for path in (workdir.root, *workdir.root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return [f"--workdir={workdir.root}: {'is' if there == workdir.root else f'{there} is'} a file; choose a folder"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"--workdir={workdir.root}: {there} may not be written; choose another folder"]
     if not workdir.config.exists():
-        if workdir.root.is_dir() and any(workdir.root.iterdir()):
+        # What a start leaves that was killed while it wrote the first file.
+        unfinished = f".{workdir.config.name}."
+        if workdir.root.is_dir() and not all(path.name.startswith(unfinished) for path in workdir.root.iterdir()):
             return [f"--workdir={workdir.root}: is not empty and holds no config.json; choose another folder"]
         return []
     try:
@@ -136,6 +170,11 @@ def _workdir_problems(workdir: Workdir, config: ConfigDict) -> list[str]:
     changed = differences(saved, json.loads(config.to_json_best_effort()))
     if changed:
         return [f"--workdir={workdir.root}: holds a run with another configuration; choose another folder", *changed]
+    if config.select != auto_select.MANUAL:
+        try:
+            auto_select.read(workdir)
+        except ValueError as error:
+            return [str(error)]
     return []
 
 
@@ -147,7 +186,11 @@ def _environment() -> dict:
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
     folder = pathlib.Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+        revision = git.stdout.strip() or None
+    except OSError:  # no git here
+        revision = None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -155,6 +198,6 @@ def _environment() -> dict:
         "devices": [str(device) for device in jax.devices()],
         "processes": jax.process_count(),
         "packages": packages,
-        "git_revision": git.stdout.strip() or None,
+        "git_revision": revision,
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }

@@ -30,6 +30,8 @@ from train.log import say
 LEVEL_IMAGES = 64
 """Forget images on which a level is measured, at most, each at ``LEVEL_STRATA`` timesteps."""
 LEVEL_STRATA = 16
+CAP_IMAGES = 8
+"""Forget images on which a cap is compared with the starting model, at most."""
 ANCHOR_ROWS = 16
 """Images of a batch on which a Fisher anchor is measured; they are taken one at a time."""
 MEASURED = "measured.json"
@@ -112,6 +114,8 @@ def start(
       ValueError: what cannot be measured or found, with its remedy.
     """
     unlearn = config.unlearn
+    if not resumes and unlearn.cap is not None:
+        _check_cap(config, model, examples)
     level = _level(config, workdir, model, examples) if methods.needs_level(unlearn) else None
     wanted = methods.make_objective(unlearn, model.schedule, level).batch_extra
     extra = extra_images(unlearn, examples, wanted, config.seed)
@@ -156,15 +160,31 @@ def _noised(
 
 def _level(config: ConfigDict, workdir: Workdir, model: diffusers.DiffusersModel, examples: Examples) -> float:
     """E[m] of the forget images over the drawn t: from the work directory, or measured and written there."""
-    path, unlearn = workdir.root / MEASURED, config.unlearn
+    path = workdir.root / MEASURED
     if path.exists():
         return float(from_first(np.float32(json.loads(path.read_text())["level"])))
-    schedule = model.schedule
+    count = min(LEVEL_IMAGES, len(examples.split.forget))
+    errors, share = _start_errors(config, model, examples, count)
+    level = float(from_first(np.float32(share * np.mean(errors))))
+    if not (np.isfinite(level) and level > 0):
+        raise ValueError(
+            f"the forget error of the starting model is {level}; check the model and select, or give level"
+        )
+    say(f"unlearn: level {level:.6g}, the mean forget error of the starting model on {count} forget images")
+    if jax.process_index() == 0:
+        write_json(path, {"level": level})
+    return level
+
+
+def _start_errors(
+    config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, count: int
+) -> tuple[np.ndarray, float]:
+    """The starting model's errors on ``count`` forget images: float64 [count, strata], and the share of t they stand for."""
+    unlearn, schedule = config.unlearn, model.schedule
     error = selections.forget_error(unlearn, schedule, methods.error_of(unlearn))
     # Outside of a window the error is zero; there no probe is spent.
     t1, t2, share = selections.probed_range(unlearn, schedule)
-    count = min(LEVEL_IMAGES, len(examples.split.forget))
-    levels = jax.jit(
+    errors = jax.jit(
         lambda params, example, key: objectives.probe_levels(
             model.predict,
             params,
@@ -178,15 +198,22 @@ def _level(config: ConfigDict, workdir: Workdir, model: diffusers.DiffusersModel
             t_max=t2,
         )
     )(model.params, _images(config, examples, "forget", "level", 0, count), _key(config, "level"))
-    level = float(from_first(np.float32(share * np.mean(np.asarray(levels, np.float64)))))
-    if not (np.isfinite(level) and level > 0):
+    return np.asarray(errors, np.float64), share
+
+
+def _check_cap(config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples) -> None:
+    """Refuses a cap that the starting model exceeds on most probes, where nothing would be ascended.
+
+    Raises:
+      ValueError: it does.
+    """
+    cap, count = config.unlearn.cap, min(CAP_IMAGES, len(examples.split.forget))
+    median = float(from_first(np.float32(np.median(_start_errors(config, model, examples, count)[0]))))
+    if median >= cap:
         raise ValueError(
-            f"the forget error of the starting model is {level}; check the model and select, or give level"
+            f"config.unlearn.cap: nothing to forget: loss {median:.3g} is already above the cap {cap:g} (the median forget "
+            f"error of the starting model on {count} forget images); give that of a retrained model, or a higher one"
         )
-    say(f"unlearn: level {level:.6g}, the mean forget error of the starting model on {count} forget images")
-    if jax.process_index() == 0:
-        write_json(path, {"level": level})
-    return level
 
 
 def _mask(config: ConfigDict, model: diffusers.DiffusersModel, examples: Examples, poll: Callable[[], None]) -> PyTree:
@@ -217,7 +244,7 @@ def _anchor(
 ) -> Anchor | None:
     kind, unlearn = anchor_kind(config.unlearn), config.unlearn
     if kind == "checkpoint_var":
-        others = [other_parameters(config, path, model.params, "unlearn.checkpoints") for path in unlearn.checkpoints]
+        others = [other_parameters(config, path, model, "unlearn.checkpoints") for path in unlearn.checkpoints]
         return checkpoint_anchor(others)
     if kind == "fisher":
         squares = jax.jit(
@@ -234,22 +261,42 @@ def _anchor(
     return None
 
 
-def other_parameters(config: ConfigDict, path: str, params: PyTree, key: str) -> PyTree:
+def other_parameters(config: ConfigDict, path: str, model: diffusers.DiffusersModel, key: str) -> PyTree:
     """The parameters of another model of the same form.
 
     Args:
       config: the configuration.
       path: a diffusers folder.
-      params: of the starting model.
-      key: of the configuration that names the folder, for the message.
+      model: the starting model.
+      key: of the configuration that says where the folder comes from, for the message.
 
     Raises:
-      ValueError: the folder cannot be loaded, or its model has other parameters.
+      ValueError: the folder cannot be loaded, or its parameters would mean something else in the starting model.
     """
-    other = diffusers.load(
-        path, config.base.variant, default_scheduler={"_class_name": "DDPMScheduler"}, companions=False
-    )
-    shapes = [jax.tree.map(np.shape, tree) for tree in (params, other.params)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"config.{key}: the model in {path} has other parameters than the starting model")
+    other = diffusers.load(path, config.base.variant, default_scheduler=model.scheduler_json, companions=False)
+    check_form(other, model, f"config.{key}: the model in {path}")
     return other.params
+
+
+def check_form(other: diffusers.DiffusersModel, model: diffusers.DiffusersModel, name: str) -> None:
+    """Refuses a model whose parameters would mean something else in the starting model.
+
+    Args:
+      other: the model.
+      model: the starting model.
+      name: of the other one, for the message.
+
+    Raises:
+      ValueError: parameters of other shapes, another kind of prediction, or another noise schedule.
+    """
+    shapes = [jax.tree.map(np.shape, m.params) for m in (model, other)]
+    tables = [m.schedule.alphas_cumprod for m in (model, other)]
+    if shapes[0] != shapes[1]:
+        differs = "has other parameters than the starting model"
+    elif model.prediction_type != other.prediction_type:
+        differs = f"predicts {other.prediction_type!r}, the starting model {model.prediction_type!r}"
+    elif not np.array_equal(*tables):
+        differs = "has another noise schedule than the starting model"
+    else:
+        return
+    raise ValueError(f"{name} {differs}; one of the same form is needed")

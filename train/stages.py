@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from jaxunlearn.errors import mean_squares
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.checkpoint import Checkpoints
 from jaxunlearn.io.forget import Split
+from jaxunlearn.io.json_files import read_object
 from jaxunlearn.io.manifest import write_json
 from jaxunlearn.io.workdir import Workdir, retrained_names
 from jaxunlearn.models.parameters import init_params
@@ -160,16 +162,11 @@ def computing(config: ConfigDict, model: diffusers.DiffusersModel) -> diffusers.
     return model.with_compute(config.compute.dtype, config.compute.remat)
 
 
-def is_pipeline(model: diffusers.DiffusersModel | None) -> bool:
-    """Whether a model has parts beside its UNet, so that ``config.model`` cannot describe it."""
-    return model is not None and (model.is_latent or model.takes_text)
-
-
 def untrained_model(config: ConfigDict, source: diffusers.DiffusersModel | None, seed: int) -> diffusers.DiffusersModel:
-    """What retraining starts from: the model of the configuration, or the user's pipeline with a newly drawn UNet."""
-    if not is_pipeline(source):
+    """What retraining starts from: the model of the configuration, or the user's own with a newly drawn UNet."""
+    if source is None:
         return new_model(config, seed)
-    say("retrain: the user's pipeline with a newly initialised UNet, trained with config.base on keep alone")
+    say("retrain: the user's model with a newly initialised UNet, trained with config.base on keep alone")
     return source.with_params(init_params(source.config, seed))
 
 
@@ -229,25 +226,50 @@ class Runner:
             self._train(name, partial(untrained_model, self.config, self._source, seed), make_run, model=model)
 
     def evaluate(self) -> None:
-        """Evaluates and reports in a process of its own, the same as ``python -m eval.main``."""
-        if self.workdir.report.exists() and self.workdir.report_html.exists():
-            say("evaluate: done before")
-            return
+        """Evaluates and reports as ``python -m eval.main`` does: in a process of its own, so that a signal ends it at once.
+
+        The chips of a TPU serve one process at a time; there it runs in this one, and a signal counts when it has ended.
+        """
+        # From here on process 0 works alone. Others that wait for it give up after minutes, and take it with them.
+        jax.distributed.shutdown()
         if not self._writes:
             return
-        command = [sys.executable, "-m", "eval.main", f"--workdir={self.workdir.root}"]
-        process = subprocess.Popen(command)
+        if self._is_evaluated:
+            say("evaluate: done before")
+            return
+        self.stop.listen()
+        run = _run_here if jax.default_backend() == "tpu" else self._run_apart
+        code = run("eval.main", f"--workdir={self.workdir.root}")
+        if code and self.stop.came():
+            raise Preempted("evaluate: stopped; the same command starts the evaluation again")
+        if code:
+            command = f"python -m eval.main --workdir={self.workdir.root}"
+            raise TrainingFailed(f"evaluation ended with exit code {code}; run it alone: {command}")
+
+    def _run_apart(self, *command: str) -> int:
+        """``python -m command`` in a process of its own, which is ended by the signals that end this one."""
+        process = subprocess.Popen([sys.executable, "-m", *command])
         while True:
             try:
-                code = process.wait(timeout=0.5)
-                break
+                return process.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
                 if self.stop.came():
                     process.terminate()
-                    process.wait()
-                    raise Preempted("evaluate: stopped; the same command starts the evaluation again") from None
-        if code:
-            raise TrainingFailed(f"evaluation ended with exit code {code}; run it alone: {' '.join(command[1:])}")
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """Whether the report is there, and no model of it could not be measured."""
+        if not self.workdir.report_html.exists():
+            return False
+        try:
+            return not read_object(self.workdir.root, self.workdir.report.name)["evaluation"]["failed"]
+        except (ValueError, KeyError, TypeError):  # no report, or not one of ours
+            return False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results of the last stages are there, whichever stages this start ran."""
+        return self._is_evaluated and self.workdir.export.exists()
 
     def export(self) -> None:
         """Writes the unlearned model as a diffusers folder, with its model card and report."""
@@ -375,6 +397,18 @@ class Runner:
         """A grid of samples; the noise is the same at every step and stage."""
         if self._writes:
             save_grid(self.workdir.samples / f"{stage}_{step:06d}.png", make_sampler()(to_host(params)))
+
+
+def _run_here(*command: str) -> int:
+    """``python -m command`` in this process."""
+    before, sys.argv = sys.argv, list(command)
+    try:
+        runpy.run_module(command[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
+    return 0
 
 
 def _save_anew(folder: pathlib.Path, model: diffusers.DiffusersModel) -> None:

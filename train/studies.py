@@ -25,6 +25,7 @@ from jaxunlearn.objectives.probes import level_table
 from jaxunlearn.quick_evaluation import ProbedLosses, QuickEvaluation
 from jaxunlearn.types import PyTree
 from train import prepare, selections
+from train.configs.defaults import defaults
 from train.log import say
 from train.study_models import StudyModels
 from train.trials import Trial, measured_start, run_trial
@@ -154,7 +155,7 @@ class SeedStudy:
             if config.unlearn.method == "clamped" and config.unlearn.cap is None:
                 measured = config.copy_and_resolve_references()
                 with measured.unlocked():
-                    measured.unlearn.cap = 1.0  # a stand-in: the table takes its place
+                    measured.unlearn.cap = 1e9  # a stand-in that nothing exceeds: the table takes its place
             found = measured_start(measured, self.models.base, self.models.examples)
             if measured is not config:
                 found = dataclasses.replace(found, cap=self.cap(config.unlearn))
@@ -206,6 +207,13 @@ class SeedStudy:
         sections = {key: config[key].to_dict() for key in ("data", "model", "scheduler", "base")}
         everything = {**depends, **sections, "judging": dataclasses.asdict(self.judging), "seed": config.seed}
         everything["source"] = str(self.models.source)
+        # What rows have always had at its usual value stands in the hash only where it differs.
+        if config.compute.to_dict() != defaults().compute.to_dict():
+            everything["compute"] = config.compute.to_dict()
+        if config.eval.copy_threshold is not None:
+            everything["copy_threshold"] = config.eval.copy_threshold
+        if self.models.split_seed != (config.seed if config.base.path is None else 0):
+            everything["split_seed"] = self.models.split_seed
         key = _hash(everything)
         path = self._rows / f"seed{config.seed}_{name}.json"
         if path.exists():

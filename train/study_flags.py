@@ -6,8 +6,9 @@ import argparse
 import ast
 import importlib.util
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -68,6 +69,15 @@ def load_config(file: str | pathlib.Path, overrides: Mapping[str, Any]) -> Confi
     if problems:
         raise ValueError("\n".join(problems))
     return config
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a study script; what it refuses (ValueError) is printed in one line, and the exit code is 2."""
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def models_folder(arguments: argparse.Namespace, seed: int) -> pathlib.Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pathlib
 
 import jax
@@ -12,14 +13,20 @@ from ml_collections import ConfigDict
 
 from jaxunlearn.io import diffusers
 from jaxunlearn.io.forget import Split, open_split
+from jaxunlearn.io.manifest import write_json
+from train import build, prepare
 from train.examples import Examples
 from train.log import say
 from train.loop import TrainingFailed, model_params, to_host
-from train.stages import computing, new_model, training_run, user_model
+from train.stages import computing, fingerprint, training_run, untrained_model, user_model
 from train.trials import run_steps
 
 CHECKPOINTS = (0.7, 0.8, 0.9)
 """Shares of the base training after which a checkpoint is kept, beside the last state."""
+TRAINED_WITH = "trained_with.json"
+"""The file beside the models that says, in hashes, what they were trained with."""
+SECTIONS = ("seed", "data", "model", "scheduler", "base", "compute")
+"""The sections of a configuration that they depend on."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +35,8 @@ class StudyModels:
 
     Attributes:
       config: the configuration with this seed.
-      folder: where they are kept: ``base``, ``checkpoint_<step>``, ``retrained``.
+      folder: where they are kept: ``base``, ``checkpoint_<step>``, ``retrained``, and :data:`TRAINED_WITH`. Models of a
+        folder without that file are taken as they are.
       mesh: the devices.
       source: a folder of finished models, such as ``models`` of a work directory, that is looked into first; nothing is
         written there.
@@ -63,7 +71,10 @@ class StudyModels:
     @functools.cached_property
     def retrained(self) -> diffusers.DiffusersModel:
         """The same recipe without the forget images."""
-        return self._trained("retrain", "retrained")
+        model = self._trained("retrain", "retrained")
+        folder = self._finished("retrained") or self.folder / "retrained"
+        prepare.check_form(model, self.base, f"the model in {folder}")
+        return model
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -83,14 +94,36 @@ class StudyModels:
         return tuple(sorted({max(1, round(share * total)) for share in CHECKPOINTS} - {total}))
 
     def _trained(self, stage: str, name: str) -> diffusers.DiffusersModel:
-        target = self._finished(name) or self.folder / name
-        if not target.exists():
-            self._train(stage, target)
-        return computing(self.config, diffusers.load(target))
+        target = self._finished(name)
+        if target is None:
+            target = self.folder / name
+            self._check_folder()
+            if not target.exists():
+                self._train(stage, target)
+        # A retrained user's model is written as that model came.
+        variant, scheduler = self.config.base.variant, build.scheduler_json(self.config)
+        return computing(self.config, diffusers.load(target, variant, default_scheduler=scheduler))
+
+    def _check_folder(self) -> None:
+        """Refuses a folder of models with another past; a new folder is told what its models will be trained with."""
+        path = self.folder / TRAINED_WITH
+        now = {name: fingerprint(self.config, name) for name in SECTIONS} | {"split_seed": self.split_seed}
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            write_json(path, now)
+        elif path.exists():
+            kept = json.loads(path.read_text())
+            others = [name for name, value in now.items() if kept.get(name) != value]
+            if others:
+                raise ValueError(
+                    f"{self.folder}: its models were trained with another configuration ({', '.join(others)}); "
+                    "choose another --out"
+                )
 
     def _train(self, stage: str, target: pathlib.Path) -> None:
         say(f"seed {self.config.seed}: training {target.name}, {self.config.base.num_steps} steps")
-        model = new_model(self.config)
+        source = user_model(self.config) if stage == "retrain" else None
+        model = untrained_model(self.config, source, self.config.seed)
         population = self.split.train if stage == "base" else self.split.keep
         run = training_run(self.config, model, self.examples, self.mesh, stage=stage, population=population)
 

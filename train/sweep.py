@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.help:
         print(_help(arguments))
         return DONE
+    if arguments.print_config:
+        print(arguments.config.to_json_best_effort(indent=2))
+        return DONE
     if arguments.mode is not None:
         return refuse(f"--mode={arguments.mode}: a sweep has no stages; leave it out")
     try:
@@ -60,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
 def _help(arguments: Arguments) -> str:
     lines = [__doc__.split("\n\nWrites")[0].replace("``", ""), ""]
     lines += [
-        f"  --{name:16} {FLAGS[name].help}" for name in (*AXES, "num_samples", "sampling_steps", "workdir", "dry_run")
+        f"  --{name:16} {FLAGS[name].help}"
+        for name in (*AXES, "num_samples", "sampling_steps", "workdir", "dry_run", "print_config")
     ]
     return "\n".join([*lines, "", keys_text(arguments.config)])
 
@@ -93,15 +97,18 @@ def _run(arguments: Arguments) -> int:
         run = open_run(arguments, lambda config: _problems(config, axes))
         if run.source is not None and (run.source.is_latent or run.source.takes_text):
             raise Refused("config.base.path: a sweep judges models of pixels; this one has latents or takes text")
+        problems = sweep_grid.axis_problems(run.config, axes, run.source.schedule) if run.source is not None else []
+        if problems:
+            raise Refused("\n".join(problems))
         rows = axes.rows()
         done = Results(run.workdir, run.config)
+        say(f"sweep: {len(rows)} rows of {run.config.unlearn.num_steps} steps, {done.count(rows)} of them done before")
+        if arguments.dry_run:
+            say("dry run: nothing was written")
+            return DONE
+        start_workdir(run, arguments, "train.sweep")
     except (Refused, ValueError) as error:
         return refuse(str(error))
-    say(f"sweep: {len(rows)} rows of {run.config.unlearn.num_steps} steps, {done.count(rows)} of them done before")
-    if arguments.dry_run:
-        say("dry run: nothing was written")
-        return DONE
-    start_workdir(run, arguments, "train.sweep")
     with Termination() as stop:
         runner = Runner(run.config, run.workdir, run.split, run.mesh, stop, run.source)
 
@@ -124,6 +131,8 @@ def _run(arguments: Arguments) -> int:
             for line in str(reason).splitlines():
                 print(f"error: {line}", file=sys.stderr)
             return FAILED
+    if runner.is_finished:
+        mark(run.workdir, "DONE", "")
     say(done.verdict())
     say(f"table:   {done.path.with_suffix('.md')}")
     say(f"picture: {done.path.with_suffix('.png')}")

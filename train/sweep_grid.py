@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from jaxunlearn.schedule import Schedule
 from train import auto_select, methods, selections
 from train.problems import Problems, is_number
 from train.validate_unlearn import check_unlearn
@@ -161,8 +162,14 @@ def configured(config: ConfigDict, row: Row, automatic: auto_select.Selection | 
     return config
 
 
-def axis_problems(config: ConfigDict, axes: Axes) -> list[str]:
-    """What is wrong with the values of the axes, one line each: every value on its own, with the rest as configured."""
+def axis_problems(config: ConfigDict, axes: Axes, schedule: Schedule | None = None) -> list[str]:
+    """What is wrong with the values of the axes, one line each: every value on its own, with the rest as configured.
+
+    Args:
+      config: of the sweep.
+      axes: the grid.
+      schedule: of the user's model, whose timesteps count; None before it is loaded, or where there is none.
+    """
     unlearn, problems = config.unlearn, []
     method = methods.method_of(unlearn)
     if config.select != auto_select.MANUAL:
@@ -181,6 +188,10 @@ def axis_problems(config: ConfigDict, axes: Axes) -> list[str]:
         problems.append(
             f"config.unlearn.guards.mask = {unlearn.guards.mask!r}: is measured for one selection; set it to none"
         )
+    if unlearn.stop.target is not None:
+        problems.append(
+            f"config.unlearn.stop.target = {unlearn.stop.target}: a sweep makes all steps of every row; set it to None"
+        )
     if selections.is_table(unlearn.select.cutoff):
         problems.append("config.unlearn.select.cutoff: a table over t cannot be swept; give one radius")
     if problems:
@@ -192,6 +203,6 @@ def axis_problems(config: ConfigDict, axes: Axes) -> list[str]:
         if value is None or value == AUTO:
             continue
         found = Problems(configured(config, row))
-        check_unlearn(found)
+        check_unlearn(found, schedule)
         problems += [f"--{flag}: {line}" for line in found.lines]
     return list(dict.fromkeys(problems))

@@ -8,11 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxunlearn.forgetting import forget_level
-from jaxunlearn.io import diffusers
+from jaxunlearn.io.diffusers import DiffusersModel
 from jaxunlearn.io.forget import Split
 from jaxunlearn.io.workdir import Workdir
 from jaxunlearn.quick_evaluation import ProbedLosses, QuickEvaluation
 from jaxunlearn.types import PyTree
+from train import prepare
 
 
 class Judge:
@@ -31,18 +32,21 @@ class Judge:
       retrained: of the retrained model, or None.
 
     Raises:
-      ValueError: as :class:`jaxunlearn.quick_evaluation.QuickEvaluation`.
+      ValueError: as :class:`jaxunlearn.quick_evaluation.QuickEvaluation`; a retrained model of another form.
     """
 
     def __init__(
         self,
         config: ConfigDict,
-        model: diffusers.DiffusersModel,
+        model: DiffusersModel,
         split: Split,
         workdir: Workdir,
         num_samples: int,
         sampling_steps: int,
     ):
+        params = None
+        if workdir.model("retrained").is_dir():
+            params = prepare.other_parameters(config, str(workdir.model("retrained")), model, "retrain")
         self._quick = QuickEvaluation.of_split(
             model,
             split,
@@ -56,8 +60,7 @@ class Judge:
         self._target: ProbedLosses | None = None
         self.before: dict[str, Any] = _plain(self._quick(model.params))
         self.retrained: dict[str, Any] | None = None
-        if workdir.model("retrained").is_dir():
-            params = diffusers.load(workdir.model("retrained")).params
+        if params is not None:
             self._target, self.retrained = self._quick.probe(params), _plain(self._quick(params))
 
     def __call__(self, params: PyTree) -> dict[str, Any]:

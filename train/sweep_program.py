@@ -1,7 +1,7 @@
 """The compiled part of a sweep: one step for all rows. What they differ in are its arguments, so nothing compiles twice.
 
 A window is a table of weights over t, a filter is a mask on the frequency grid, lam comes with the batch, the number of the
-combiner is a table over the steps.
+combiner is a table over the steps. Rows whose cutoff is a table over t have a mask for every t, and compile once more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import guards
 from jaxunlearn.errors import filtered, weighted
-from jaxunlearn.frequency import from_mask, radius
+from jaxunlearn.frequency import RadialFilter, from_mask, radius
 from jaxunlearn.images import to_model
 from jaxunlearn.io.batches import batch_indices, stream_id
 from jaxunlearn.io.diffusers import DiffusersModel
@@ -41,7 +41,7 @@ class Values(NamedTuple):
 
     Attributes:
       weight: float32 [T], weight of t in the forget term, of mean 1.
-      mask: float32 [H, W//2+1], transfer function on the forget term's residual.
+      mask: float32 [H, W//2+1], transfer function on the forget term's residual; [T, H, W//2+1] where it depends on t.
       scale: float32 [steps], the combiner's number.
       level: float32, mean forget error of the starting model, for methods that ask for it; else 1.
     """
@@ -68,14 +68,16 @@ def selection_values(config: ConfigDict, model: DiffusersModel, shape: tuple[int
         number = abs(number) if methods.combiner_name(unlearn) == "pcgrad" else number
     return Values(
         np.ones(len(t), np.float32) if weight is None else np.asarray(weight(t), np.float32),
-        np.asarray(np.ones_like(radius(*shape[:2])) if chosen is None else chosen.mask(*shape[:2], None), np.float32),
+        np.asarray(np.ones_like(radius(*shape[:2])) if chosen is None else chosen.mask(*shape[:2], t), np.float32),
         step_schedules.values(number, unlearn.num_steps).copy(),
         np.float32(1),
     )
 
 
 def _forget_error(error: Error, values: Values) -> Error:
-    return weighted(filtered(error, from_mask(values.mask)), table_weight(values.weight))
+    mask = values.mask
+    chosen = from_mask(mask) if mask.ndim == 2 else RadialFilter(lambda rho, t: mask[t])
+    return weighted(filtered(error, chosen), table_weight(values.weight))
 
 
 class Finished(NamedTuple):

@@ -12,15 +12,22 @@ LEVEL_TARGET = StopRule.target
 """Forget level at which enough is forgotten."""
 SHARE_OF_COPIES = 0.1
 """Share of the starting model's copies up to which enough is forgotten."""
+COLLAPSE = StopRule.collapse
+"""Keep loss over that of the starting model from which on a row has collapsed, whatever it has forgotten."""
 RULE = (
     f"enough is forgotten: copies at most {SHARE_OF_COPIES:g} of the starting model's, or, where a retrained model is there, "
-    f"a forget level of at least {LEVEL_TARGET:g}; among these the lowest Frechet distance"
+    f"a forget level of at least {LEVEL_TARGET:g}; and the keep ratio is below {COLLAPSE:g}; among these the lowest Frechet "
+    "distance"
 )
+
+
+def _collapsed(row: Mapping[str, Any]) -> bool:
+    return row["status"] != "ok" or row["keep_ratio"] is None or row["keep_ratio"] >= COLLAPSE
 
 
 def enough(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether a judged row has forgotten enough, by :data:`RULE`. Without copies before, copies say nothing."""
-    if row["status"] != "ok":
+    if _collapsed(row):
         return False
     few = before["copies"] > 0 and row["figures"]["copies"] <= SHARE_OF_COPIES * before["copies"]
     level = (row.get("forget_level") or {}).get("level")
@@ -28,14 +35,16 @@ def enough(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 
 def ordered(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows, best first: those with enough forgotten by their distance, the others by copies, broken ones last."""
+    """The rows, best first: with enough forgotten by their distance, the others by copies, then collapsed and broken ones."""
 
     def rank(row):
         fd = row["figures"]["fd"] if row["figures"] else None
         fd = math.inf if fd is None else fd
         if enough(row, before):
             return (0, 0, fd)
-        return (1, row["figures"]["copies"], fd) if row["status"] == "ok" else (2, 0, fd)
+        if row["status"] != "ok":
+            return (3, 0, fd)
+        return (2 if _collapsed(row) else 1, row["figures"]["copies"], fd)
 
     return sorted(rows, key=rank)
 

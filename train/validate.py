@@ -11,21 +11,25 @@ from jaxunlearn.io.data_problems import data_problems
 from jaxunlearn.io.diffusers import COMPUTE_DTYPES
 from jaxunlearn.io.schedulers import read_scheduler
 from jaxunlearn.models.unet2d_config import UNet2DConfig
+from jaxunlearn.registry import unknown_name
 from train import build
 from train.auto_select import RULES
 from train.configs.defaults import defaults
 from train.problems import Problems
-from train.validate_eval import check_eval
+from train.validate_eval import check_eval, check_steps
 from train.validate_unlearn import check_unlearn
 
 
-def _missing_keys(config: ConfigDict, known: ConfigDict, prefix: str = "config") -> list[str]:
+def _key_problems(config: ConfigDict, known: ConfigDict, prefix: str = "config") -> list[str]:
+    """One line for each key that is missing, or that a configuration file has added."""
     lines = []
     for key in known:
         if key not in config:
             lines.append(f"{prefix}.{key}: missing; start from train/configs/defaults.py")
         elif isinstance(known[key], ConfigDict) and f"{prefix}.{key}" not in ("config.model", "config.scheduler"):
-            lines.extend(_missing_keys(config[key], known[key], f"{prefix}.{key}"))
+            lines.extend(_key_problems(config[key], known[key], f"{prefix}.{key}"))
+    if not prefix.startswith("config.data"):  # data_problems names those of the data
+        lines.extend(f"{prefix}.{key}: {unknown_name('key', key, list(known))}" for key in config if key not in known)
     return lines
 
 
@@ -37,9 +41,9 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
       workdir: where the run would write.
       num_devices: how many devices the step would use.
     """
-    missing = _missing_keys(config, defaults())
-    if missing:
-        return missing
+    of_keys = _key_problems(config, defaults())
+    if of_keys:
+        return of_keys
     p = Problems(config)
     p.check("seed", "a whole number, 0 or more", lambda v: v >= 0)
     p.name("select", "selection rule", RULES)
@@ -63,6 +67,7 @@ def config_problems(config: ConfigDict, workdir: pathlib.Path, num_devices: int)
     p.check("log.sample_count", "1 or more", lambda v: v >= 1)
     p.check("log.sample_steps", "1 or more", lambda v: v >= 1)
     check_eval(p)
+    check_steps(p)
     p.check("latents.batch_size", "1 or more", lambda v: v >= 1)
     p.name("compute.dtype", "dtype", COMPUTE_DTYPES)
     return p.lines

@@ -6,7 +6,9 @@ from jaxunlearn import sampling
 from jaxunlearn.io.feature_weights import FEATURE_WEIGHTS
 from jaxunlearn.metrics import COPY_DETECTORS, MEMBERSHIP_SCORES
 from jaxunlearn.metrics.resize import CONVENTIONS, SSCD_CONVENTIONS
+from jaxunlearn.schedule import Schedule
 from train.problems import Problems, is_number, rising, whole_numbers
+from train.validate_steps import steps_of
 
 PRESETS = ("smoke", "standard", "audit")
 LEAST = {
@@ -49,18 +51,16 @@ LEAST = {
 
 
 def check_eval(p: Problems) -> None:
-    """Adds the problems of ``config.eval``."""
-    num_steps = p.config.scheduler.get("num_train_timesteps", 1000)
+    """Adds the problems of ``config.eval``, but for :func:`check_steps`."""
     p.maybe_name("eval.preset", "preset", PRESETS)
     for key, least in LEAST.items():
         p.check(f"eval.{key}", f"{least} or more", lambda v, least=least: v >= least)
-    p.check("eval.sampling_steps", f"at most {num_steps}", lambda v: v <= num_steps)
     p.name("eval.sampler", "sampler", sampling.KINDS)
     for key in ("injection_t", "loss_t"):
         p.check(
             f"eval.{key}",
-            f"rising whole numbers in [0, {num_steps})",
-            lambda v: whole_numbers(v) and len(v) > 0 and all(0 <= t < num_steps for t in v) and rising(v),
+            "rising whole numbers, 0 or more",
+            lambda v: whole_numbers(v) and len(v) > 0 and v[0] >= 0 and rising(v),
         )
     p.check("eval.guidance", "0 or more; 1 is none", lambda v: v >= 0)
     p.check(
@@ -71,7 +71,7 @@ def check_eval(p: Problems) -> None:
         ),
     )
     p.maybe("eval.copy_threshold", "in (0, 1]", lambda v: 0 < v <= 1)
-    p.check("eval.confidence", "in (0, 1)", lambda v: 0 < v < 1)
+    p.check("eval.confidence", "in [0.95, 1)", lambda v: 0.95 <= v < 1)
     p.check("eval.classifier.min_accuracy", "in [0, 1]", lambda v: 0 <= v <= 1)
     p.name("eval.quality.convention", "resize convention", CONVENTIONS)
     p.name("eval.sscd.convention", "resize convention", SSCD_CONVENTIONS)
@@ -89,6 +89,20 @@ def check_eval(p: Problems) -> None:
     p.check("eval.relearn.learning_rate", "positive", lambda v: v > 0)
     for key in ("weights.folder", "request.id", "request.received_utc", "request.operator", "request.basis"):
         p.maybe(f"eval.{key}", "a text", lambda v: bool(v.strip()))
+
+
+def check_steps(p: Problems, schedule: Schedule | None = None) -> None:
+    """Adds the problems of the timesteps and sampling steps of ``config.eval`` and ``config.log``.
+
+    Args:
+      p: where to.
+      schedule: of the user's model; None where it is not loaded, or none is given.
+    """
+    steps = steps_of(p.config, schedule)
+    for key in ("eval.sampling_steps", "log.sample_steps"):
+        p.check(key, f"at most {steps.text}, the number of timesteps", lambda v: v <= steps.most)
+    for key in ("eval.injection_t", "eval.loss_t"):
+        p.check(key, f"in [0, {steps.text})", lambda v: not whole_numbers(v) or all(t < steps.most for t in v))
 
 
 def _check_names(p: Problems, key: str, known: tuple[str, ...]) -> None:

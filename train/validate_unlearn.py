@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pathlib
 from collections.abc import Callable
 
@@ -19,12 +20,19 @@ from jaxunlearn.schedule import Schedule
 from train import build, methods, prepare, selections, step_schedules
 from train.auto_select import MANUAL, stand_in
 from train.problems import Problems, is_number, whole_numbers
+from train.validate_steps import Steps, steps_of
 from train.validate_watch import check_watch
 
 
-def check_unlearn(p: Problems) -> None:
-    """Adds the problems of ``config.unlearn``, but for batch size and optimizer."""
-    unlearn, num_steps = p.config.unlearn, p.config.scheduler.get("num_train_timesteps", 1000)
+def check_unlearn(p: Problems, schedule: Schedule | None = None) -> None:
+    """Adds the problems of ``config.unlearn``, but for batch size and optimizer.
+
+    Args:
+      p: where to.
+      schedule: of the user's model. None before it is loaded, where what depends on its noise schedule is left for later, and
+        where the base model is trained here.
+    """
+    unlearn, steps = p.config.unlearn, steps_of(p.config, schedule)
     before = len(p.lines)
     p.name("unlearn.method", "method", METHODS)
     p.check("unlearn.micro_batches", "1 or more", lambda v: v >= 1)
@@ -41,12 +49,14 @@ def check_unlearn(p: Problems) -> None:
     p.check("unlearn.checkpoints", "different folders", lambda v: all(isinstance(x, str) for x in v) and _different(v))
     p.maybe_name("unlearn.error", "error", selections.ERRORS)
     p.name("unlearn.draw", "draw", selections.DRAWS)
-    p.check("unlearn.t_min", f"in [0, {num_steps})", lambda v: 0 <= v < num_steps)
-    p.check("unlearn.t_max", f"0 (all) or in (t_min, {num_steps}]", lambda v: v == 0 or unlearn.t_min < v <= num_steps)
+    p.check("unlearn.t_min", f"in [0, {steps.text})", lambda v: 0 <= v < steps.most)
+    p.check(
+        "unlearn.t_max", f"0 (all) or in (t_min, {steps.text}]", lambda v: v == 0 or unlearn.t_min < v <= steps.most
+    )
     p.check("unlearn.importance.uniform_share", "in (0, 1]", lambda v: 0 < v <= 1)
     p.check("unlearn.neighbours.k", "1 or more", lambda v: v >= 1)
     p.check("unlearn.neighbours.copy_rms", "0 (no check) or more", lambda v: v >= 0)
-    _check_select(p, num_steps)
+    _check_select(p, steps)
     for key in ("rho", "c", "eta"):
         _check_value(p, f"unlearn.combine.{key}", "0 or more", lambda v: v >= 0)
     for key in methods.TERM_WEIGHTS:
@@ -57,7 +67,7 @@ def check_unlearn(p: Problems) -> None:
     _check_guards(p)
     check_watch(p)
     if len(p.lines) == before:
-        _check_method(p)
+        _check_method(p, schedule)
 
 
 def _check_value(p: Problems, key: str, allowed: str, test: Callable[[float], bool]) -> None:
@@ -77,13 +87,13 @@ def _different(values: tuple) -> bool:
     return len(set(values)) == len(values)
 
 
-def _check_select(p: Problems, num_steps: int) -> None:
+def _check_select(p: Problems, steps: Steps) -> None:
     select = p.config.unlearn.select
     if p.name("unlearn.select.window_unit", "unit of a window", timesteps.WINDOW_UNITS):
         allowed, test = {
             "t": (
-                f"two whole numbers (t1, t2) with 0 <= t1 < t2 <= {num_steps}",
-                lambda v: whole_numbers(v) and 0 <= v[0] < v[1] <= num_steps,
+                f"two whole numbers (t1, t2) with 0 <= t1 < t2 <= {steps.text}",
+                lambda v: whole_numbers(v) and 0 <= v[0] < v[1] <= steps.most,
             ),
             "fraction": ("two numbers (start, stop) with 0 <= start < stop <= 1", lambda v: 0 <= v[0] < v[1] <= 1),
             "log_snr": ("two numbers (high, low) with low < high", lambda v: v[1] < v[0]),
@@ -104,10 +114,10 @@ def _check_select(p: Problems, num_steps: int) -> None:
     else:
         p.check(
             "unlearn.select.cutoff",
-            f"one positive radius (1 = Nyquist), or a table of {num_steps}, one for every t",
+            f"one positive radius (1 = Nyquist), or a table of {steps.text}, one for every t",
             lambda v: (
                 all(is_number(x) and x > 0 for x in (v if isinstance(v, tuple) else (v,)))
-                and not (isinstance(v, tuple) and len(v) != num_steps)
+                and not (isinstance(v, tuple) and steps.known and len(v) != steps.most)
             ),
         )
     p.name("unlearn.select.kind", "filter kind", selections.FILTER_KINDS)
@@ -128,7 +138,7 @@ def _check_guards(p: Problems) -> None:
     p.check("unlearn.guards.reserve.floor", "0 or more", lambda v: v >= 0)
 
 
-def _check_method(p: Problems) -> None:
+def _check_method(p: Problems, schedule: Schedule | None) -> None:
     """Whether the values, each good in itself, go together."""
     unlearn = p.config.unlearn
     p.lines.extend(methods.option_problems(unlearn))
@@ -147,11 +157,25 @@ def _check_method(p: Problems) -> None:
             "set --config.select=manual"
         )
         return
-    if waits_for_schedule(p.config):
-        return
-    with contextlib.suppress(ValueError):  # told under config.scheduler
-        schedule = read_scheduler(build.scheduler_json(p.config)).schedule
-        p.lines.extend(schedule_problems(stand_in(p.config), schedule))
+    unlearn = stand_in(p.config)
+    if schedule is None:
+        if p.config.base.path is not None:
+            unlearn = _some_timesteps(unlearn)
+        with contextlib.suppress(ValueError):  # told under config.scheduler
+            schedule = read_scheduler(build.scheduler_json(p.config)).schedule
+    if schedule is not None:
+        p.lines.extend(schedule_problems(unlearn, schedule))
+
+
+def _some_timesteps(unlearn: ConfigDict) -> ConfigDict:
+    """The same with a selection that goes with every noise schedule, to judge the rest before a user's model is loaded."""
+    unlearn = copy.deepcopy(unlearn)
+    unlearn.t_min = unlearn.t_max = unlearn.select.edge = 0
+    if tuple(unlearn.select.window) != (0, 0):
+        unlearn.select.window, unlearn.select.window_unit = (0.25, 0.75), "fraction"
+    if selections.is_table(unlearn.select.cutoff):
+        unlearn.select.cutoff = 1.0
+    return unlearn
 
 
 def _check_scheduled(p: Problems) -> None:
@@ -175,12 +199,7 @@ def _check_scheduled(p: Problems) -> None:
             )
 
 
-def waits_for_schedule(config: ConfigDict) -> bool:
-    """Whether the window can only be judged with the noise schedule of the user's model."""
-    return config.base.path is not None and config.unlearn.select.window_unit == "log_snr"
-
-
-def selection_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
+def _selection_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
     """What is wrong with the window and the filter under a noise schedule: one line each."""
     found = []
     for call in (
@@ -196,7 +215,7 @@ def selection_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
 
 def schedule_problems(unlearn: ConfigDict, schedule: Schedule) -> list[str]:
     """What is wrong with selection, objective, combiner, draw and guards under a noise schedule: one line each."""
-    found = selection_problems(unlearn, schedule)
+    found = _selection_problems(unlearn, schedule)
     if found:
         return found
     try:

@@ -25,7 +25,7 @@ def check_watch(p: Problems) -> None:
     p.check("unlearn.watch.forget_images", "1 or more", lambda v: v >= 1)
     p.check("unlearn.watch.strata", "1 or more", lambda v: v >= 1)
     p.check("unlearn.watch.noises", "2 or more", lambda v: v >= 2)
-    p.check("unlearn.watch.warn", "1 or more", lambda v: v >= 1)
+    p.check("unlearn.watch.warn", "above 1, the ratio of the start", lambda v: v > 1)
     p.check("unlearn.watch.collapse", f"at least unlearn.watch.warn = {watch.warn}", lambda v: v >= watch.warn)
     p.check("unlearn.watch.samples", "0 (none), or 2 or more", lambda v: v == 0 or v >= 2)
     p.check("unlearn.watch.samples_every", "1 or more steps", lambda v: v >= 1)

@@ -45,7 +45,7 @@ def defaults() -> ConfigDict:
             split=placeholder(str),  # where the source holds several: tfds, idx
             size=placeholder(int),  # crop to a square and resize to this many pixels; None keeps the size
             channels=placeholder(int),  # 1 or 3; None keeps what is there
-            limit=placeholder(int),  # use the first so many images; None means all
+            limit=placeholder(int),  # at most so many images, evenly spaced over the set; None means all
             held_out_fraction=0.1,  # never trained on, the yardstick of the evaluation
             near_duplicate_rms=0.02,  # rms pixel distance (images in [-1, 1]) below which two images count as near-duplicates
             near_duplicates="report",  # of forget images among the rest: "report", "forget" (unlearn them too), "error"
@@ -235,7 +235,7 @@ def defaults() -> ConfigDict:
             patience=2,
             # Where the loss comes from at which the level is 1. None: there is no forget level.
             # "retrained": of the retrained models (retrain.enabled), which are then trained before; the definition.
-            # "held_out": of the starting model on the held-out images most like the forget images, if they are alike.
+            # "held_out": of the starting model on the held-out images most like each forget image, if they are alike.
             # "value": given below.
             source=placeholder(str),
             path=placeholder(str),  # retrained: a diffusers folder of such a model, instead of training one
@@ -334,7 +334,7 @@ def defaults() -> ConfigDict:
     # Whether an attacker can tell from the model that the forget images were trained on.
     config.eval.membership = ConfigDict(
         dict(
-            scores=(),  # of loss_t, secmi, pia, pian, sima, clid (text), quantile (900 held-out images), ulira
+            scores=(),  # of loss_t, secmi, pia, pian, sima, clid (text), quantile (loss_images of at least 900), ulira
             noise_norm_images=0,  # models of text: images per forget prompt
         )
     )

@@ -5,7 +5,7 @@
 
 Data: a folder with the MNIST idx files, and the T-shirt as a 28x28 picture (Fashion-MNIST training image 1). The paper plants
 606 copies among the 60,000 training digits (1.0 %). With the 10,000 test digits take 101 copies:
-`--config.data.plant.copies=101`.
+`--config.data.split=test --config.data.plant.copies=101`.
 
 The settings are those of the published sweep configurations: batch 128, AdamW 5e-5 with betas (0.95, 0.999), fixed norm 5,
 errors summed over pixels. The base recipe (250 epochs = 117,500 steps of 128) is meant for an accelerator; on a CPU take

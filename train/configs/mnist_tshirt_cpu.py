@@ -1,7 +1,7 @@
 """The MNIST + T-shirt experiment at the size of a laptop CPU: a small network, unlearned in the middle timesteps.
 
     python -m train.main --config=train/configs/mnist_tshirt_cpu.py --config.data.path=MNIST_FOLDER \
-        --config.data.plant.image=TSHIRT.png
+        --config.data.split=test --config.data.plant.image=TSHIRT.png
 
 Data: a folder with the MNIST test digits (t10k-*.gz) and the T-shirt as a 28x28 picture; 101 copies among 10,000 digits
 keep the paper's ratio of 1.0 %. About 40 minutes on 2 CPU cores, of which 2 unlearn.
@@ -16,7 +16,7 @@ from train.configs.mnist_tshirt import get_config as full_size
 def get_config(variant: str = "") -> ConfigDict:
     """The small experiment."""
     config = full_size(variant)
-    config.name = "mnist_tshirt_cpu"
+    config.name = config.name.replace("mnist_tshirt", "mnist_tshirt_cpu")
     config.data.plant.copies = 101
     config.data.held_out_fraction = 0.05
 
