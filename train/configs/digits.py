@@ -3,7 +3,7 @@
     python -m train.main
 
 On 2 CPU cores, in about 150 seconds: the photograph is about 10 % of 2,000 samples before and none of them after, at 0.5 to
-0.8 times the Frechet distance (`python scripts/digits_study.py`, 2026-11-21).
+0.8 times the Frechet distance (`python scripts/digits_study.py --config.eval.num_samples=2000`, 2026-11-21).
 
 Data: the 1,797 real 8x8 digits that scikit-learn ships, plus copies of one 8x8 grey photograph (china.jpg, also
 scikit-learn's). The duplicates make the model reproduce the photograph, as the T-shirt in the SISS paper.
