@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.forgetting import StopRule
-from train.sweep_table import SHARE_OF_COPIES
+from train.sweep_table import COLLAPSE, SHARE_OF_COPIES
 
-COPIES, QUALITY, COLLAPSE = SHARE_OF_COPIES, 1.5, StopRule.collapse
+COPIES, QUALITY = SHARE_OF_COPIES, 1.5
 """What counts as working: copies at most a tenth of before, as in a sweep, Frechet distance at most 1.5 times that of before.
 A keep loss of 1.5 times that of before counts as a collapse, as in :class:`jaxunlearn.forgetting.StopRule`."""
 
