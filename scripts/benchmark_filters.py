@@ -24,6 +24,7 @@ import optax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jaxunlearn as ju
+from jaxunlearn import runtime
 from jaxunlearn.models.parameters import init_params
 from jaxunlearn.models.unet2d import UNet2D, UNet2DConfig
 from jaxunlearn.timesteps import uniform
@@ -129,4 +130,6 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    runtime.set_up()  # the flags of the launcher: without them XLA's CPU backend adds a tenth to a small step with an FFT
+    jax.config.update("jax_enable_compilation_cache", False)  # or the seconds of compilation would be those of reading
     main()
