@@ -157,8 +157,14 @@ def choose_window(
     shape, shape_reason = _shape_window(schedule, spectrum)
     known, known_reason = _known_window(gap, num_steps, share if decided is None else 1.0, sigmas)
     if decided is not None:
-        (t1, t2), reasons = _moved(schedule, decided, known)
-        reasons.insert(1, known_reason)
+        t1, t2 = decided.window
+        reasons = [
+            f"Among the training images it is decided in t = [{t1}, {t2}) that a forget image comes out.",
+            known_reason,
+        ]
+        t1, t2 = _as_resolved(schedule, decided, known)
+        if (t1, t2) != decided.window:
+            reasons.append(f"The network resolves less than pixels tell: that is moved to t = [{t1}, {t2}).")
         start = min(t1, shape[0]) if shape is not None else t1
         return (start, t2), [*reasons, shape_reason, f"The window is [{start}, {t2})."]
     reasons = [shape_reason, known_reason]
@@ -181,24 +187,19 @@ def _shape_window(schedule: Schedule, spectrum: RadialSpectrum) -> tuple[tuple[i
     return (t1, t2), f"The forget images take shape (bins 1 to {max(spectrum.size / 8, 2):.3g}) in t = [{t1}, {t2})."
 
 
-def _moved(
-    schedule: Schedule, decided: ResponsibilityWindow, known: tuple[int, int] | None
-) -> tuple[tuple[int, int], list[str]]:
+def _as_resolved(schedule: Schedule, decided: ResponsibilityWindow, known: tuple[int, int] | None) -> tuple[int, int]:
     """The window of the decision, moved to where the model's knowledge ends if that is earlier."""
-    (t1, t2), middle = decided.window, decided.middle
-    num_steps = schedule.num_steps
+    (t1, t2), middle, num_steps = decided.window, decided.middle, schedule.num_steps
     if not (0 <= t1 < t2 <= num_steps and 0 <= middle <= num_steps):
         raise ValueError(f"decided must hold 0 <= t1 < t2 <= {num_steps} and a middle in that range, got {decided}")
-    reasons = [f"Among the training images it is decided in t = [{t1}, {t2}) that a forget image comes out."]
     if known is None or decided.memorised or known[1] >= middle:
-        return (t1, t2), reasons
+        return t1, t2
     log_snr = np.asarray(schedule.log_snr(np.arange(num_steps)), np.float64)
     change = log_snr[known[1]] - log_snr[min(middle, num_steps - 1)]
     if not np.isfinite(change):  # no signal at all in the middle
-        return (t1, t2), reasons
+        return t1, t2
     t1, t2 = (int(np.sum(log_snr > log_snr[min(t, num_steps - 1)] + change)) for t in (t1, t2))
-    reasons.append(f"The network resolves less than pixels tell: that is moved to t = [{t1}, {t2}).")
-    return (t1, t2), reasons
+    return t1, t2
 
 
 def _known_window(gap, num_steps, share, sigmas) -> tuple[tuple[int, int] | None, str]:

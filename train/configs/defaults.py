@@ -23,6 +23,20 @@ def optimizer(**changes) -> ConfigDict:
     return ConfigDict({**values, **changes})
 
 
+def shorten(config: ConfigDict) -> None:
+    """What every ``smoke`` variant has in common: it shows that all stages work, and its figures mean nothing.
+
+    Numbers of steps, batches and samples depend on the network; each configuration sets its own.
+    """
+    config.name += "-smoke"
+    config.log.sample_steps = 2
+    config.eval.sampling_steps = 2
+    config.eval.injection_t = (5, 10)
+    config.eval.injection_copies = 1
+    config.eval.loss_noises = 1
+    config.eval.classifier.steps = 20
+
+
 def defaults() -> ConfigDict:
     """The whole tree."""
     config = ConfigDict()

@@ -14,7 +14,7 @@ mnist_tshirt_cpu.py. `mnist_tshirt.py:smoke` runs 3 steps of each stage with the
 
 from ml_collections import ConfigDict
 
-from train.configs.defaults import defaults, optimizer
+from train.configs.defaults import defaults, optimizer, shorten
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -59,22 +59,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.classifier.steps = 3000
     config.eval.include_images = True  # a public picture
     if variant == "smoke":
-        config.name = "mnist_tshirt-smoke"
+        shorten(config)
         config.base.num_steps = 3
         config.unlearn.num_steps = 3
         config.base.batch_size = 8
         config.unlearn.batch_size = 8
         config.log.every = 1
         config.log.sample_count = 4
-        config.log.sample_steps = 2
         config.eval.num_samples = 8
         config.eval.batch_size = 8
-        config.eval.sampling_steps = 2
-        config.eval.injection_t = (5, 10)
-        config.eval.injection_copies = 1
-        config.eval.loss_noises = 1
         config.eval.loss_images = 4
-        config.eval.classifier.steps = 20
     elif variant:
         raise ValueError(f"mnist_tshirt.py has no variant {variant!r}; it has: smoke")
     return config

@@ -29,7 +29,7 @@ them. `--dry_run` compiles the step and prints what it needs. A cached 512x512 i
 
 from ml_collections import ConfigDict
 
-from train.configs.defaults import defaults, optimizer
+from train.configs.defaults import defaults, optimizer, shorten
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -89,7 +89,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.loss_noises = 4
     config.eval.loss_images = 32
     if variant == "smoke":
-        config.name = "sd14-smoke"
+        shorten(config)
         config.unlearn.num_steps = 3
         config.unlearn.batch_size = 2
         config.unlearn.micro_batches = 1
@@ -97,16 +97,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.base.batch_size = 2
         config.checkpoint.every = 1
         config.log.sample_count = 2
-        config.log.sample_steps = 2
         config.eval.num_samples = 4
         config.eval.batch_size = 2
-        config.eval.sampling_steps = 2
-        config.eval.injection_t = (5, 10)
-        config.eval.injection_copies = 1
         config.eval.loss_t = (100, 500)
-        config.eval.loss_noises = 1
         config.eval.loss_images = 2
-        config.eval.classifier.steps = 20
     elif variant:
         raise ValueError(f"sd14.py has no variant {variant!r}; it has: smoke")
     return config
